@@ -1,0 +1,56 @@
+"""What travels through the sockets: immutable records, tuples all the way so that the host can weigh and share them."""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+SUBJECT_VERSION = 1
+
+
+class Subject(NamedTuple):
+    """Tokens of one subject from n reference pictures.
+
+    tokens: (name, tensor) pairs; CustAny has "global" (n, encoders, width) and "local" (n, tokens, width).
+    pairing: "all" (every picture of the batch sees all references) or "per latent" (reference i for picture i).
+    adapter: the loaded adapter that made the tokens and whose layers will read them.
+    """
+    method: str
+    tokens: tuple[tuple[str, Tensor], ...]
+    pairing: str
+    base: str
+    width: int
+    source_hash: str
+    encoder_hash: str
+    adapter_hash: str
+    adapter: Any
+    version: int = SUBJECT_VERSION
+
+    def get(self, name: str) -> Tensor:
+        """The tokens called `name`; KeyError when the method has none."""
+        return dict(self.tokens)[name]
+
+
+class Word(NamedTuple):
+    """Where the subject's word stands in an encoded prompt.
+
+    columns: rows of the CONDITIONING tensor that hold the word's tokens, every chosen occurrence one after the other.
+    firsts: how many tokens into `columns` each occurrence begins. rows and raw (k, width): what stands at `columns`,
+    with and without prompt weights. weights: one number a column. tokens, clip: what they were encoded from, so that
+    a method that encodes again (S+) can.
+    """
+    text: str
+    occurrence: int
+    columns: tuple[int, ...]
+    firsts: tuple[int, ...]
+    window: int
+    prompt: str
+    prompt_hash: str
+    rows: Tensor | None
+    raw: Tensor | None
+    weights: tuple[float, ...]
+    tokens: Any
+    clip: Any
+
+
+LayerWeights = tuple[tuple[str, float], ...]

@@ -1,0 +1,97 @@
+"""Training pairs of the miniature world for subject adapters: a reference, a target picture, a caption with the word.
+
+Most pairs show one creature twice in other poses. In some the reference is a creature of another kind with the same
+look (the word decides the kind), in some it is only a hat or a scarf (the word is the garment).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import world
+from .captions import captions
+from .creatures import draw_pictures, draw_references
+from .world import ACCESSORIES, KINDS, Rows, Variation
+
+OTHER_KIND, GARMENT = 0.2, 0.5  # share of pairs; GARMENT counts among those that wear something
+ADAPTER_VARIATION = Variation(scene=0.3, mirror=True)
+_BLOCK = 256
+
+Features = list[tuple[Tensor, Tensor]]
+
+
+class Lessons(NamedTuple):
+    """n pairs. features: per encoder (class token (n, d), patch tokens (n, t, d)) in half precision."""
+    latents: Tensor
+    embeds: Tensor
+    features: Features
+    identity: Rows
+    pose: Rows
+    scene: Tensor
+    garment: Tensor  # (n,) True where the reference is the accessory alone
+
+
+class Pair(NamedTuple):
+    target: Tensor
+    reference: Tensor
+    identity: Rows
+    pose: Rows
+    scene: Tensor
+    garment: Tensor
+
+
+def draw_pairs(n: int, generator: torch.Generator, variation: Variation) -> Pair:
+    """n pairs (pictures (n, 3, 64, 64) in 0..1) of training identities."""
+    identity, scene = world.draw_split(n, generator)
+    pose, other = (world.draw_poses(n, generator, variation) for _ in range(2))
+    target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation)).picture
+    chance = torch.rand(n, 2, generator=generator)
+    garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT * 0.5)
+    kind = torch.where((chance[:, 1] < OTHER_KIND) & ~garment,
+                       torch.randint(0, len(KINDS), (n,), generator=generator), identity["kind"])
+    # no tint and no shift in the reference: its own pose is what must not leak
+    reference = draw_references({**identity, "kind": kind}, other, garment).picture
+    return Pair(target, reference, identity, pose, scene, garment)
+
+
+def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], Tensor],
+            features: Callable[[Tensor], Features], embed: Callable[[Tensor], Tensor]) -> Lessons:
+    """n pairs with all that the frozen networks say of them, so that a training step needs none of them."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, n, _BLOCK):
+        pair = draw_pairs(min(_BLOCK, n - start), generator, variation)
+        tokens = [(c.half(), p.half()) for c, p in features(pair.reference)]
+        parts.append(Lessons(encode(pair.target), embed(pair.target), tokens, pair.identity, pair.pose, pair.scene, pair.garment))
+    joined = [(torch.cat([p.features[e][0] for p in parts]), torch.cat([p.features[e][1] for p in parts]))
+              for e in range(len(parts[0].features))]
+    return Lessons(torch.cat([p.latents for p in parts]), torch.cat([p.embeds for p in parts]), joined,
+                   world.join([p.identity for p in parts]), world.join([p.pose for p in parts]),
+                   torch.cat([p.scene for p in parts]), torch.cat([p.garment for p in parts]))
+
+
+def told(lessons: Lessons, index: Tensor, generator: torch.Generator) -> tuple[list[str], list[str]]:
+    """Captions and words. A creature's look is never told when it is the subject; with a garment it is, but for the
+    garment's colour."""
+    identity, pose = world.select(lessons.identity, index), world.select(lessons.pose, index)
+    scene, garment = lessons.scene[index], lessons.garment[index]
+    plain = captions(identity, pose, scene, generator, described=False)
+    full = captions(identity, pose, scene, generator)
+    texts, words = [], []
+    for k in range(index.shape[0]):
+        if not garment[k]:
+            texts.append(plain[k])
+            words.append(KINDS[int(identity["kind"][k])])
+            continue
+        worn = ACCESSORIES[int(identity["accessory"][k])]
+        colour = world.COLOUR_NAMES[int(identity["accent"][k])]
+        text = full[k].replace(f"a {colour} {worn}", f"a {worn}").replace(f"an {colour} {worn}", f"a {worn}")
+        if worn not in text.split(" ") and f"{worn}," not in text.split(" "):
+            kind = KINDS[int(identity["kind"][k])]
+            text = text.replace(kind, f"{kind} with a {worn}", 1)
+        texts.append(text)
+        words.append(worn)
+    return texts, words

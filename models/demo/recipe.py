@@ -1,0 +1,108 @@
+"""Makes the miniature's files again, part by part: first stage, encoders, judge, base. Adapters come from the engine.
+
+Every part leaves its state in a work folder and is not made twice; the base writes checkpoints and resumes.
+"""
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..common import files
+from ..vision.preprocess import normalise
+from . import base, judge, pretrain
+from .first_stage import FirstStage
+from .pool import render_pool
+from .world import Variation
+
+PARTS = ("first_stage", "encoders", "judge", "base")
+TRUTH = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what encoders and judge learn to see through
+FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 700, 900, 900
+
+Log = Callable[[str], None]
+
+
+def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they ship; the PCA stays in float32, it is small and exact."""
+    return {key: value.float() if key.endswith((".mean", ".basis", ".scale")) else value.half() for key, value in state.items()}
+
+
+class Recipe:
+    """One work folder with all that has been made so far."""
+
+    def __init__(self, folder: Path, weights: Path, command: str, log: Log):
+        self.folder, self.weights, self.command, self.log = folder, weights, command, log
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def metadata(self, part: str, seconds: float, **more: str) -> dict[str, str]:
+        return {"format_version": "1", "method": f"miniature.{part}", "command": self.command, "seconds": f"{seconds:.0f}",
+                "torch": torch.__version__, "dataset_license": "drawn by this pack, GPL-3.0", **more}
+
+    def _kept(self, name: str, module: nn.Module, make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
+        """The module from the work folder, or made now; also the seconds that making it took."""
+        path, clock = self.folder / f"{name}.pt", self.folder / f"{name}.seconds"
+        if path.exists():
+            module.load_state_dict(torch.load(path, weights_only=True))
+            return module.eval().requires_grad_(False), float(clock.read_text()) if clock.exists() else 0.0
+        started = time.time()
+        module = make()
+        torch.save(module.state_dict(), path)
+        clock.write_text(f"{time.time() - started:.1f}")
+        return module, time.time() - started
+
+    def first_stage(self) -> tuple[FirstStage, float]:
+        def make() -> nn.Module:
+            return base.train_first_stage(render_pool(8192, 77, TRUTH), FIRST_STAGE_STEPS, self.log)
+        stage, seconds = self._kept("first_stage", FirstStage(), make)
+        assert isinstance(stage, FirstStage)
+        return stage, seconds
+
+    def encoders(self) -> None:
+        """dino.safetensors and mae.safetensors."""
+        pool = None
+        for family, train, steps, name in (("dinov2", pretrain.train_dino, DINO_STEPS, "dino"),
+                                           ("mae", pretrain.train_mae, MAE_STEPS, "mae")):
+            config = pretrain.vit_config(family)
+
+            def make(train=train, steps=steps, config=config) -> nn.Module:
+                nonlocal pool
+                pool = pool or render_pool(8192, 11, TRUTH)
+                return train(pool.reference, lambda pixels: normalise(pixels, config), steps, self.log)
+            model, seconds = self._kept(family, pretrain.ViT(config), make)
+            assert isinstance(model, pretrain.ViT)
+            self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
+                        **{"likeness.family": family})
+
+    def judge(self) -> judge.Judge:
+        """judge.safetensors, with its own accuracy on held-out renders in the metadata."""
+        def make() -> nn.Module:
+            return judge.train_judge(render_pool(8192, 11, TRUTH), JUDGE_STEPS, self.log)
+        model, seconds = self._kept("judge", judge.Judge(), make)
+        assert isinstance(model, judge.Judge)
+        pool = render_pool(1024, 99, TRUTH, training=False)
+        right = judge.accuracy(model, pool.picture.float() / 255, judge.truth(pool, torch.arange(1024)))
+        self.log(f"judge on held-out renders: {right}")
+        self._write("judge", half(model.state_dict()), seconds, accuracy=json.dumps(right))
+        return model
+
+    def base(self, unet: nn.Module) -> None:
+        """base.safetensors: UNet, text encoder, first stage."""
+        stage, seconds = self.first_stage()
+        run = base.train_base(unet, stage, self.folder, self.log, lambda run, _: self.export_base(run, stage, seconds))
+        self.export_base(run, stage, seconds)
+
+    def export_base(self, run: base.BaseRun, stage: FirstStage, seconds: float) -> None:
+        unet, text = run.averaged()
+        state = {**{f"unet.{k}": v for k, v in unet.items()}, **{f"text.{k}": v for k, v in text.items()},
+                 **{f"first_stage.{k}": v for k, v in stage.state_dict().items()}}
+        stages = "; ".join(f"{s.name}: {s.steps} steps, {s.variation}" for s in base.STAGES)
+        self._write("base", half(state), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH), stages=stages)
+
+    def _write(self, name: str, state: dict[str, Tensor], seconds: float, **more: str) -> None:
+        path = self.weights / f"{name}.safetensors"
+        files.save(path, state, self.metadata(name, seconds, **more))
+        self.log(f"wrote {path.name}, {path.stat().st_size / 1e6:.1f} MB, made in {seconds:.0f} s")

@@ -1,0 +1,123 @@
+"""Vision encoders as the sockets carry them: native ViTs under host patchers."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.ops
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..common import files
+from ..common.errors import LikenessError
+from ..vision.keys import identify
+from ..vision.load import load_vit, unwrap
+from ..vision.preprocess import common_size, preprocess
+from ..vision.vit import VitConfig
+from .memory import compute_dtype, patcher_of, ready, stop_if_asked
+
+log = logging.getLogger("likeness")
+CHUNK = 8  # reference pictures at a time: bounds the memory of a long list of references
+
+
+class Encoder(NamedTuple):
+    """One vision encoder; `patcher.model` is a ViT."""
+    patcher: Any
+    config: VitConfig
+    sha256: str
+    name: str
+
+
+class Encoders(NamedTuple):
+    """LIKENESS_ENCODERS: the encoders in the order in which an adapter wants their features."""
+    items: tuple[Encoder, ...]
+
+    @property
+    def hash(self) -> str:
+        return "+".join(item.sha256[:16] for item in self.items)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of any weights file; pickles only through the host's safe loader."""
+    path = Path(path)
+    if path.suffix in files.SUFFIXES:
+        return files.load(path)
+    if not path.exists() or path.stat().st_size == 0:
+        raise LikenessError(f"The file {path.name} is missing or empty; download it again.")
+    try:
+        loaded = comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:  # the unpickler raises what it likes
+        raise LikenessError(f"The file {path.name} cannot be read as weights ({type(error).__name__}); download it again, "
+                            "best as .safetensors.") from error
+    return unwrap(loaded), {}
+
+
+def describe(path: str | Path) -> VitConfig | None:
+    """What encoder a file holds, or None; a safetensors file is told from its header alone."""
+    try:
+        if Path(path).suffix in files.SUFFIXES:
+            header = files.read_header(path)
+            return identify(header.tensors, header.metadata)
+        return identify(unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {})
+    except (LikenessError, ValueError, OSError, RuntimeError, KeyError) as error:
+        log.debug("%s is no encoder: %s", path, error)
+        return None
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Raises LikenessError for anything that is no vision encoder."""
+    state, metadata = read_weights(path)
+    return make_encoder(state, metadata, files.sha256(path), Path(path).name)
+
+
+def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str) -> Encoder:
+    """From tensors that are read already."""
+    model, config = load_vit(state, metadata, operations=comfy.ops.manual_cast)
+    patcher = patcher_of(model)
+    dtype = compute_dtype(patcher.load_device)
+    if dtype != torch.float32:
+        model.to(dtype)
+    return Encoder(patcher, config, sha256, name)
+
+
+def encode(encoders: Encoders, pictures: Tensor, sizes: tuple[int, ...] = ()) -> list[tuple[Tensor, Tensor]]:
+    """Pictures (b, s, s, 3) in 0..1 -> per encoder (class token (b, d), patch tokens (b, n, d)), float32 on the CPU.
+
+    Patch tokens are in raster order. `sizes`: side in pixels for each encoder, else equal token grids."""
+    configs = [item.config for item in encoders.items]
+    sizes = sizes or common_size(configs)
+    memory = max(CHUNK * (size // c.patch) ** 2 * c.width * 80 for size, c in zip(sizes, configs, strict=True))
+    ready([item.patcher for item in encoders.items], memory)
+    out = []
+    for item, size in zip(encoders.items, sizes, strict=True):
+        device = item.patcher.load_device
+        dtype = next(item.patcher.model.parameters()).dtype
+        parts = []
+        for block in pictures.split(CHUNK):
+            stop_if_asked()
+            result = item.patcher.model(preprocess(block, item.config, size).to(device, dtype))
+            cls = result.cls if result.cls is not None else result.patches.mean(1)
+            parts.append((cls.float().cpu(), result.patches.float().cpu()))
+        out.append((torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])))
+    return out
+
+
+def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidates: list[str | Path]) -> list[Path]:
+    """The file for each wanted (family, width): the one with the right hash if there is one, else the first that fits.
+
+    Raises LikenessError that names what is missing."""
+    known = [(Path(path), describe(path)) for path in candidates]
+    out = []
+    for index, (family, width) in enumerate(wanted):
+        fitting = [path for path, c in known if c is not None and (c.family, c.width) == (family, width)]
+        if not fitting:
+            found = ", ".join(f"{p.name} ({c.family} {c.width})" for p, c in known if c is not None) or "no encoder at all"
+            raise LikenessError(f"This adapter needs a {family} encoder of width {width}, found {found}; put the file into "
+                                "models/likeness or models/clip_vision and press R.")
+        exact = [p for p in fitting if index < len(hashes) and hashes[index] and len(fitting) > 1
+                 and files.sha256(p).startswith(hashes[index][:16])]
+        out.append((exact or fitting)[0])
+    return out

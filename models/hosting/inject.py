@@ -1,0 +1,174 @@
+"""Dual-level injection: the subject into its word's vector (global) and into new attention layers (local)."""
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.errors import LikenessError
+from ..common.records import LayerWeights, Subject, Word
+from .adapters import Adapter, picture_hash, project, word_delta
+from .blocks import check_fits
+from .injector import LocalInjection, Plan, Timing
+from .prompt import HASH_KEY, TEXT_KEY, shift_of
+from .stamps import add_reader, stamped
+
+Conditioning = list[list[Any]]
+
+
+class Strengths(NamedTuple):
+    """global_ and local: 0 = nothing, 1 = as trained; start and end: share of the sampling (0..1)."""
+    global_: float
+    local: float
+    start: float = 0.0
+    end: float = 1.0
+
+
+class Injected(NamedTuple):
+    model: Any
+    positive: Conditioning
+    negative: Conditioning
+    report: str
+
+
+def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: Subject, word: Word, strengths: Strengths,
+           mask: Tensor | None = None, guidance: Any = None, layers: LayerWeights = (), curve: Any = None) -> Injected:
+    """New MODEL and conditionings with the subject; what came in is left as it was. Raises LikenessError."""
+    adapter: Adapter = subject.adapter
+    if adapter is None:
+        raise LikenessError("This subject was loaded without its adapter; connect an ADAPTER to Load Subject.")
+    check_fits(model, subject.base, subject.width, dict(adapter.config.layers))
+    if word.raw is not None and word.raw.shape[-1] != subject.width:
+        raise LikenessError(f"The word's text vectors have the width {word.raw.shape[-1]}, the adapter needs {subject.width}; encode "
+                            "the prompt with the CLIP of the same checkpoint.")
+    if mask is not None:
+        mask = _checked_mask(mask)
+    unknown = [key for key, _ in layers if key not in dict(adapter.config.layers)]
+    if unknown:
+        raise LikenessError(f"The layer weights name {unknown[0]}, this adapter has the layers "
+                            f"{', '.join(key for key, _ in adapter.config.layers)}; correct the list.")
+    if not word.columns:
+        return Injected(model, positive, negative, f"\"{word.text}\" is not in the prompt: passed through, nothing injected")
+    if not 0 <= strengths.start < strengths.end <= 1:
+        raise LikenessError(f"The subject would act from {strengths.start:g} to {strengths.end:g} of the sampling; the start must be "
+                            "smaller than the end.")
+    factors = {key: strengths.local * dict(layers).get(key, 1.0) for key, _ in adapter.config.layers}
+    factors = {key: factor for key, factor in factors.items() if factor != 0.0}
+    matches = _matches(positive, word)
+    lines = [f"method {subject.method}, adapter {adapter.name}"]
+
+    number = 0
+    if factors:
+        plan, number = _plan(model, subject, word, strengths, factors, mask, guidance, curve)
+        model = model.clone()
+        add_reader(model)
+        model.set_model_patch(LocalInjection(plan), "middle_patch")
+        lines.append(f"local {strengths.local:g}: {len(factors)} layers, {plan.keys_values[0][1].shape[1]} tokens from "
+                     f"{plan.keys_values[0][1].shape[0]} reference(s)"
+                     + (", limited by a mask" if mask is not None or guidance is not None else ""))
+    else:
+        lines.append("local 0: off")
+    if strengths.global_ != 0.0:
+        delta = _delta(subject, word)
+        lines.append(f"global {strengths.global_:g}: {len(word.firsts)} column(s) of \"{word.text}\"")
+    else:
+        delta = None
+        lines.append("global 0: off")
+    if strengths.global_ == 0.0 and not factors:
+        return Injected(model, positive, negative, "\n".join([*lines, "both strengths are 0: passed through"]))
+    if curve is not None or layers:
+        lines.append("curve and layer weights act on the local level only")
+
+    out: Conditioning = []
+    for entry, shift in zip(positive, matches, strict=True):
+        entry = stamped(entry, number if shift is not None else 0) if number else entry
+        if shift is None or delta is None:
+            out.append(entry)
+        else:
+            out += _fused(entry, word, shift, delta * strengths.global_, strengths, adapter.config.category_mode)
+    skipped = sum(shift is None for shift in matches)
+    if skipped:
+        lines.append(f"{skipped} of {len(matches)} prompts do not hold the word and stay as they are")
+    if number:
+        negative = [stamped(entry, 0) for entry in negative]
+    return Injected(model, out, negative, "\n".join(lines))
+
+
+def _checked_mask(mask: Tensor) -> Tensor:
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if float(mask.max()) <= 0.0:
+        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the mask.")
+    return mask.clamp(0, 1)
+
+
+def _matches(positive: Conditioning, word: Word) -> list[int | None]:
+    """For each entry how many rows later than in its own prompt the word stands, None where it is not."""
+    out: list[int | None] = []
+    for entry in positive:
+        same = entry[1].get(HASH_KEY) == word.prompt_hash and entry[0].shape[1] > max(word.columns)
+        out.append(0 if same else shift_of(entry[0], word))
+    if all(shift is None for shift in out):
+        other = next((entry[1][TEXT_KEY] for entry in positive if TEXT_KEY in entry[1]), None)
+        what = f"was encoded from \"{other}\"" if other is not None else "does not hold that word's vectors"
+        raise LikenessError(f"The WORD \"{word.text}\" was found in \"{word.prompt}\", but the positive conditioning {what}; connect "
+                            "both outputs of the same Subject Prompt.")
+    return out
+
+
+def _plan(model: Any, subject: Subject, word: Word, strengths: Strengths, factors: dict[str, float], mask: Tensor | None,
+          guidance: Any, curve: Any) -> tuple[Plan, int]:
+    keys_values = project(subject, list(factors))
+    sampling = model.get_model_object("model_sampling")
+    timing = Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
+                    0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
+    label = repr((subject.source_hash, subject.encoder_hash, subject.adapter_hash, subject.pairing, word.prompt_hash, word.text,
+                  word.columns, sorted(factors.items()), strengths, picture_hash(mask),
+                  getattr(curve, "points", None), getattr(guidance, "name", None)))
+    number = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
+    plan = Plan(number, subject.adapter.patcher, keys_values, subject.pairing, tuple(factors.items()), timing, mask,
+                getattr(guidance, "name", None))
+    return plan, number
+
+
+def _delta(subject: Subject, word: Word) -> Tensor:
+    """(occurrences, width): what is added to the first token of each occurrence, prompt weights included.
+
+    Core turns a row z of weight w into (z - z_empty) * w + z_empty, so fused = word + delta becomes row + w * delta."""
+    per = len(word.columns) // len(word.firsts)
+    assert word.raw is not None
+    raw = torch.stack([word.raw[first:first + per].mean(0) for first in word.firsts])
+    weight = torch.tensor([word.weights[first] for first in word.firsts])[:, None]
+    return word_delta(subject, raw) * weight
+
+
+def _fused(entry: list[Any], word: Word, shift: int, delta: Tensor, strengths: Strengths, mode: str) -> Conditioning:
+    """The entry with the subject in its word, between start and end; the plain entry before and after."""
+    rows = entry[0].clone()
+    per = len(word.columns) // len(word.firsts)
+    for first, added in zip(word.firsts, delta, strict=True):
+        column = word.columns[first] + shift
+        rows[:, column] += added.to(rows)
+    if mode == "drop_rest" and per > 1:
+        for first in reversed(word.firsts):
+            rows = _drop(rows, word.columns[first] + shift + 1, per - 1, word.window)
+    fused = [rows, entry[1].copy()]
+    return _between(entry, fused, strengths.start, strengths.end)
+
+
+def _drop(rows: Tensor, start: int, count: int, window: int) -> Tensor:
+    """Takes `count` rows out of their window; what follows in it moves up and zero rows fill its end."""
+    end = (start // window + 1) * window
+    zeros = rows.new_zeros(rows.shape[0], count, rows.shape[2])
+    return torch.cat([rows[:, :start], rows[:, start + count:end], zeros, rows[:, end:]], 1)
+
+
+def _between(plain: list[Any], fused: list[Any], start: float, end: float) -> Conditioning:
+    """Entries with core's own start_percent and end_percent, so that no clock of ours is needed."""
+    low = float(plain[1].get("start_percent", 0.0))
+    high = float(plain[1].get("end_percent", 1.0))
+    parts = ((low, min(start, high), plain), (max(start, low), min(end, high), fused), (max(end, low), high, plain))
+    if start <= low and end >= high:
+        return [fused]
+    return [[entry[0], {**entry[1], "start_percent": a, "end_percent": b}] for a, b, entry in parts if a < b]

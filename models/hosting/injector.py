@@ -1,0 +1,149 @@
+"""CustAny's local path inside the host: attention to the subject's patch tokens after each block's self-attention.
+
+x = x + SA(x); x = x + strength * mask * LOCAL(x, tokens); x = x + CA(x, text). The host's list slot `middle_patch` sits at
+exactly this place, stacks with any number of patches and leaves the text attention to other packs.
+"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.errors import LikenessError
+from .stamps import KEY, RowStamps
+
+GUIDANCE_KEY = "likeness_guidance"
+
+
+class Timing(NamedTuple):
+    """When a patch acts: sigmas between start and end, times a curve over the sampler's steps."""
+    start: float = float("inf")
+    end: float = 0.0
+    curve: Any = None
+
+    def factor(self, sigma: float, schedule: Tensor | None) -> float:
+        """Strength at this sigma; the curve's x is the share of steps that are done."""
+        if not self.end <= sigma <= self.start:
+            return 0.0
+        if self.curve is None:
+            return 1.0
+        return float(self.curve.interp(progress(sigma, schedule)))
+
+
+def progress(sigma: float, schedule: Tensor | None) -> float:
+    """0 at the first step's sigma, 1 at the last step's, straight between; works for samplers that ask in between."""
+    if schedule is None or len(schedule) < 3:
+        return 0.0
+    levels = [float(s) for s in schedule[:-1]]
+    for index, level in enumerate(levels):
+        if sigma >= level:
+            if index == 0 or level == levels[index - 1]:
+                return index / (len(levels) - 1)
+            return (index - (sigma - level) / (levels[index - 1] - level)) / (len(levels) - 1)
+    return 1.0
+
+
+class Plan(NamedTuple):
+    """All that one injection knows; nothing here changes after the node has run."""
+    number: int                                       # the id in the row stamps
+    patcher: Any                                      # the adapter, under the host's memory management
+    keys_values: tuple[tuple[str, Tensor, Tensor], ...]  # layer key, K and V (references, tokens, channels)
+    pairing: str
+    strength: tuple[tuple[str, float], ...]           # layer key -> factor
+    timing: Timing
+    mask: Tensor | None = None                        # (b, h, w) over the whole picture
+    guidance: str | None = None                       # name of the guidance whose masks limit the subject
+
+
+class LocalInjection:
+    """The patch object in the `middle_patch` list; built anew for each apply, never changed."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self._layers = {key: (k, v) for key, k, v in plan.keys_values}
+        self._strength = dict(plan.strength)
+
+    def models(self) -> list[Any]:
+        """Patchers that the host loads together with the diffusion model."""
+        return [self.plan.patcher]
+
+    def to(self, target: Any) -> LocalInjection:
+        """A copy with its tensors on a device; the host also calls this with a dtype, which the layers see to themselves."""
+        if not isinstance(target, torch.device):
+            return self
+        moved = tuple((key, k.to(target), v.to(target)) for key, k, v in self.plan.keys_values)
+        mask = None if self.plan.mask is None else self.plan.mask.to(target)
+        return LocalInjection(self.plan._replace(keys_values=moved, mask=mask))
+
+    def __call__(self, x: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        stamps: RowStamps | None = extra_options.get(KEY)
+        block = extra_options.get("block")
+        if stamps is None or block is None:
+            return x
+        key = f"{block[0]}.{block[1]}.{extra_options.get('block_index', 0)}"
+        weight = self._strength.get(key, 0.0)
+        if weight == 0.0 or key not in self._layers:
+            return x
+        rows = [row for row, ids in enumerate(stamps.ids) if self.plan.number in ids]
+        if not rows:
+            return x
+        weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"))
+        if weight == 0.0:
+            return x
+        index = torch.tensor(rows, device=x.device)
+        batch = x.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
+        k, v = (self._references(t, rows, batch).to(x) for t in self._layers[key])
+        added = self.plan.patcher.model.local(key, x[index], k, v)
+        mask = self._mask(stamps, rows, batch, x, extra_options)
+        if mask is not None:
+            added = added * mask
+        return x.index_add(0, index, (added * weight).to(x.dtype))
+
+    def _references(self, tokens: Tensor, rows: list[int], batch: int) -> Tensor:
+        """(references, l, c) -> (rows, l', c): all references in one row of tokens, or the row's own."""
+        if self.plan.pairing == "per latent":
+            return tokens[[(row % batch) % tokens.shape[0] for row in rows]]
+        return tokens.flatten(0, 1)[None].expand(len(rows), -1, -1)
+
+    def _mask(self, stamps: RowStamps, rows: list[int], batch: int, x: Tensor, extra_options: dict[str, Any]) -> Tensor | None:
+        """(rows, tokens, 1) share of the subject at each place, cut to the row's own area."""
+        masks = []
+        if self.plan.guidance is not None:
+            live = extra_options.get(GUIDANCE_KEY, {}).get(self.plan.guidance)
+            if live is None:
+                raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none; give the model "
+                                    "that the Guidance Mask Generator returned to the sampler.")
+            masks.append(live.reshape(-1, *live.shape[-2:]))
+        if self.plan.mask is not None:
+            masks.append(self.plan.mask)
+        if not masks:
+            return None
+        shape = extra_options.get("activations_shape")
+        height, width = shape[-2:] if shape is not None else grid_of(x.shape[1], stamps.latent)
+        out = []
+        for row in rows:
+            share = None
+            for mask in masks:
+                one = mask[(row % batch) % mask.shape[0]].to(x.device, torch.float32)
+                one = area_of(one, stamps.areas[row], stamps.latent, (height, width))
+                share = one if share is None else share * one
+            out.append(share.reshape(-1, 1))
+        return torch.stack(out).to(x.dtype)
+
+
+def grid_of(tokens: int, latent: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a token grid that is a latent (height, width) made coarser by a whole factor."""
+    factor = max(1, round((latent[0] * latent[1] / tokens) ** 0.5))
+    return -(-latent[0] // factor), -(-latent[1] // factor)
+
+
+def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it."""
+    if area is not None:
+        # first to the latent's cells, so that the area is cut where the host cut the latent
+        mask = F.interpolate(mask[None, None], latent, mode="area")[0, 0]
+        height, width, y, x = area
+        mask = mask[y:y + height, x:x + width]
+    return F.interpolate(mask[None, None], size, mode="area")[0, 0]

@@ -1,0 +1,35 @@
+"""Our networks under the host's memory management."""
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as management
+import comfy.model_patcher
+import torch
+from torch import nn
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the host would choose it for a model, else float32."""
+    return torch.float16 if management.should_use_fp16(device) else torch.float32
+
+
+def patcher_of(module: nn.Module) -> Any:
+    """A patcher round a module; the class is looked up now because the host exchanges it at start."""
+    return comfy.model_patcher.CoreModelPatcher(module.eval().requires_grad_(False), load_device=management.get_torch_device(),
+                                                offload_device=management.unet_offload_device())
+
+
+def ready(patchers: list[Any], memory: int) -> None:
+    """Loads all patchers together with room for `memory` bytes of activations."""
+    management.load_models_gpu(patchers, memory_required=memory)
+
+
+def stop_if_asked() -> None:
+    """Raises the host's own exception when the artist pressed cancel."""
+    management.throw_exception_if_processing_interrupted()
+
+
+def to_intermediate(tensor: torch.Tensor) -> torch.Tensor:
+    """Where node outputs live between nodes."""
+    return tensor.to(management.intermediate_device())

@@ -1,0 +1,146 @@
+"""Encoding a prompt and finding the subject's word in it."""
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.columns import Found, find_word, near_words
+from ..common.errors import LikenessError
+from ..common.records import Word
+
+HASH_KEY, TEXT_KEY = "likeness_prompt_hash", "likeness_prompt"
+Conditioning = list[list[Any]]
+
+
+def prompt_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _windows(tokens: Any) -> tuple[str, list[list[tuple]]]:
+    """The windows of the CLIP tokenizer that decides the columns; l and g of SDXL have the same positions."""
+    for key in ("l", "g", "h"):
+        if isinstance(tokens, dict) and key in tokens:
+            return key, tokens[key]
+    kinds = ", ".join(tokens) if isinstance(tokens, dict) else type(tokens).__name__
+    raise LikenessError(f"The subject's word can only be found by a CLIP text encoder as SD1.5 and SDXL have it, this CLIP "
+                        f"has the tokenizers {kinds}; use an SD1.5 or SDXL checkpoint.")
+
+
+def _plain(text: str) -> str:
+    """The word as text that core's prompt grammar takes literally."""
+    return text.replace("\\", "").replace("(", "\\(").replace(")", "\\)")
+
+
+def _ids(clip: Any, text: str) -> list[int]:
+    """Token ids of a piece of text without start, end and padding."""
+    key, empty = _windows(clip.tokenize(""))
+    end = empty[0][1][0]
+    window = _windows(clip.tokenize(_plain(text)))[1][0]
+    ids = [entry[0] for entry in window[1:]]
+    return ids[:ids.index(end)] if end in ids else ids
+
+
+def _word_ends(clip: Any, key: str, start: Any):
+    """Whether a token ends a word: CLIP's vocabulary marks it with </w>."""
+    tokenizer = getattr(clip.tokenizer, f"clip_{key}", None)
+    names = getattr(tokenizer, "inv_vocab", {})
+
+    def ends(token: object) -> bool:
+        return not isinstance(token, int) or token == start or names.get(token, "</w>").endswith("</w>")
+    return ends
+
+
+def locate(clip: Any, tokens: Any, word: str, occurrence: int) -> tuple[Found, str, list[list[tuple]]]:
+    """Where `word` stands in tokenised text; also the tokenizer's key and its windows."""
+    key, windows = _windows(tokens)
+    ids = _ids(clip, word.strip())
+    if not ids:
+        raise LikenessError("The subject's word is empty; write the word of the prompt that names the subject.")
+    start = windows[0][0][0]
+    found = find_word([[entry[0] for entry in window] for window in windows], ids, occurrence, _word_ends(clip, key, start))
+    return found, key, windows
+
+
+def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditioning: Conditioning | None = None,
+                  on_missing: str = "error") -> tuple[Conditioning, Word, bool]:
+    """CONDITIONING with the prompt's hash, WORD, and whether the word was found.
+
+    With `conditioning` nothing is encoded, the word is only looked up in it. Raises LikenessError for a missing word."""
+    if clip is None:
+        raise LikenessError("The CLIP input is empty: this checkpoint holds no text encoder; load one with a CLIP loader.")
+    tokens = clip.tokenize(text)
+    found, key, windows = locate(clip, tokens, word, occurrence)
+    digest = prompt_hash(text)
+    if not found.columns and on_missing == "error":
+        raise LikenessError(_missing(text, word, occurrence, found))
+    if conditioning is None:
+        conditioning = clip.encode_from_tokens_scheduled(tokens)
+    else:
+        other = next((e[1][TEXT_KEY] for e in conditioning if e[1].get(HASH_KEY, digest) != digest), None)
+        if other is not None:
+            raise LikenessError(f"The CONDITIONING was encoded from \"{other}\", the text here is \"{text}\"; write the same text.")
+    conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text}] for entry in conditioning]
+    rows = raw = None
+    weights = tuple(float(w[found_at][1]) for w, found_at in _entries(windows, found.columns))
+    if found.columns:
+        rows = _rows(conditioning, found.columns, text)
+        raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
+    return conditioning, Word(word.strip(), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw,
+                              weights, tokens, clip), bool(found.columns)
+
+
+def _entries(windows: list[list[tuple]], columns: tuple[int, ...]):
+    size = len(windows[0])
+    return [(windows[column // size], column % size) for column in columns]
+
+
+def _rows(conditioning: Conditioning, columns: tuple[int, ...], text: str) -> Tensor:
+    """(k, width) rows of the first entry that is long enough."""
+    for entry in conditioning:
+        if entry[0].shape[1] > max(columns):
+            return entry[0][0, list(columns)].clone()
+    raise LikenessError(f"The CONDITIONING has {conditioning[0][0].shape[1]} rows, but the word stands at row {max(columns)} of "
+                        f"\"{text}\"; connect the CONDITIONING that was encoded from this text.")
+
+
+def _unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> Tensor:
+    """The word's rows as they were before prompt weights pulled them towards the empty prompt."""
+    plain = {key: [[(entry[0], 1.0, *entry[2:]) for entry in window] for window in windows] for key, windows in tokens.items()}
+    return _rows(clip.encode_from_tokens_scheduled(plain), columns, text)
+
+
+def _missing(text: str, word: str, occurrence: int, found: Found) -> str:
+    if found.total:
+        return (f"The prompt has the word \"{word}\" {found.total} time{'s' if found.total > 1 else ''}, occurrence "
+                f"{occurrence} was asked for; choose a smaller number or 0 for all.")
+    near = near_words(text, word)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; write it into the prompt as it is written here."
+    return f"The word \"{word}\" is not in the prompt \"{text}\"{hint}"
+
+
+def tokens_report(word: Word) -> str:
+    """For the artist: which word, in which window and at which columns."""
+    if not word.columns:
+        return f"\"{word.text}\": not in the prompt, nothing will be injected"
+    per = len(word.columns) // len(word.firsts)
+    lines = [f"word: \"{word.text}\", {len(word.firsts)} time{'s' if len(word.firsts) > 1 else ''}, {per} token"
+             f"{'s' if per > 1 else ''} each"]
+    for first in word.firsts:
+        columns = word.columns[first:first + per]
+        weight = f", weight {word.weights[first]:g}" if word.weights[first] != 1.0 else ""
+        lines.append(f"window {columns[0] // word.window + 1}: columns {', '.join(str(c % word.window) for c in columns)}{weight}")
+    return "\n".join(lines)
+
+
+def shift_of(entry_rows: Tensor, word: Word) -> int | None:
+    """How many rows later the word stands in this entry (a concatenated prompt), or None if it is not there."""
+    assert word.rows is not None
+    rows = word.rows.to(entry_rows)
+    for shift in range(0, entry_rows.shape[1], word.window):
+        columns = [c + shift for c in word.columns]
+        if columns[-1] < entry_rows.shape[1] and torch.allclose(entry_rows[0, columns], rows, atol=1e-6):
+            return shift
+    return None

@@ -1,0 +1,89 @@
+"""Row stamps: a row of a batch gets a subject only if its own conditioning says so.
+
+Guiders order, repeat and split rows as they like, so neither `cond_or_uncond` nor uuids tell whose row is whose. A
+small tensor in an entry's `model_conds` travels with the row through all of them. It is read in an APPLY_MODEL
+wrapper and handed to our patches through transformer_options.
+"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import comfy.conds
+import comfy.patcher_extension
+import torch
+
+from ..common.errors import LikenessError
+
+KEY = "likeness_rows"
+SLOTS = 8  # every stamped entry has the same width, else the host could not run them in one call
+
+Conditioning = list[list[Any]]
+
+
+class RowStamps(NamedTuple):
+    """What APPLY_MODEL found: ids and area (height, width, y, x in latent cells, or None) of every row."""
+    ids: tuple[frozenset[int], ...]
+    areas: tuple[tuple[int, int, int, int] | None, ...]
+    latent: tuple[int, int]   # height and width of the whole latent
+    sigma: float
+
+
+class CondStamp(comfy.conds.CONDRegular):
+    """(1, 8) ids; on its way into a batch it learns the area of its entry."""
+
+    def process_cond(self, batch_size: int, area=None, **kwargs):
+        place = list(area)[:2] + list(area)[len(area) // 2:len(area) // 2 + 2] if area is not None else [0] * 4
+        row = torch.cat([self.cond, torch.tensor([place], dtype=self.cond.dtype)], 1)
+        return comfy.conds.CONDRegular(row.repeat(batch_size, 1))
+
+
+def stamped(entry: list[Any], number: int) -> list[Any]:
+    """A copy of one CONDITIONING entry that carries `number` beside what it carried; 0 only makes room."""
+    options = entry[1].copy()
+    conds = dict(options.get("model_conds", {}))
+    old = conds[KEY].cond[0].tolist() if KEY in conds else [0] * SLOTS
+    if number:
+        if 0 not in old:
+            raise LikenessError(f"One prompt can carry {SLOTS} subjects, this would be one more; use fewer injectors in a row.")
+        old[old.index(0)] = number
+    conds[KEY] = CondStamp(torch.tensor([old], dtype=torch.int64))
+    options["model_conds"] = conds
+    return [entry[0], options]
+
+
+def has_stamp(entry: list[Any], number: int) -> bool:
+    """Whether this entry carries `number`."""
+    cond = entry[1].get("model_conds", {}).get(KEY)
+    return cond is not None and number in cond.cond[0].tolist()
+
+
+def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """APPLY_MODEL: takes the stamp out of the model's inputs and into its options."""
+    stamp = kwargs.pop(KEY, None)
+    options = dict(transformer_options or {})
+    if stamp is not None:
+        rows = stamp.tolist()
+        size = options.get(SIZE_KEY, tuple(x.shape[-2:]))
+        areas = tuple(tuple(row[SLOTS:]) if row[SLOTS] else None for row in rows)
+        options[KEY] = RowStamps(tuple(frozenset(row[:SLOTS]) - {0} for row in rows), areas, size, float(t.max()))
+    else:
+        options.pop(KEY, None)
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+SIZE_KEY = "likeness_latent_size"
+
+
+def _note_size(executor, model, conds, x_in, timestep, model_options):
+    """CALC_COND_BATCH: notes the whole latent's size, which a row with an area never sees."""
+    options = {**model_options.get("transformer_options", {}), SIZE_KEY: tuple(x_in.shape[-2:])}
+    return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
+
+
+def add_reader(model: Any) -> None:
+    """Puts the reading wrappers into a cloned MODEL, once however many of our patches it gets."""
+    kinds = comfy.patcher_extension.WrappersMP
+    for kind, wrapper in ((kinds.APPLY_MODEL, _read), (kinds.CALC_COND_BATCH, _note_size)):
+        have = model.get_wrappers(kind, KEY) if hasattr(model, "get_wrappers") else []
+        if wrapper not in have:
+            model.add_wrapper_with_key(kind, KEY, wrapper)

@@ -1,0 +1,186 @@
+"""The host's models as a frozen base for the training engine (models/training/base.py, Protocol Base)."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ..common import files
+from ..common.errors import LikenessError
+from ..demo.base import channel_weights
+from ..demo.captions import row_ids, word_rows
+from ..demo.first_stage import FirstStage
+from ..demo.schedule import STEPS, noised
+from ..demo.text import TextModel
+from ..vision.load import load_vit
+from ..vision.preprocess import common_size, preprocess
+from ..custany.config import CustAnyConfig, sd15_layers, sdxl_layers
+from .blocks import attention_blocks, text_width
+from .demo_unet import UNET_CONFIG, build_trainable_unet
+from .encoders import Encoders, encode, load_encoder
+from .memory import ready
+from .prompt import locate
+
+Middle = Callable[[str, Tensor], Tensor]
+Features = list[tuple[Tensor, Tensor]]
+
+
+def with_middle(middle: Middle | None) -> dict[str, Any]:
+    """transformer_options that call `middle` at the host's own patch point, as an injection does."""
+    if middle is None:
+        return {}
+
+    def patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        block = extra_options["block"]
+        return middle(f"{block[0]}.{block[1]}.{extra_options.get('block_index', 0)}", x)
+    return {"patches": {"middle_patch": [patch]}}
+
+
+class MiniatureBase:
+    """The miniature in plain float32 layers: what the shipped adapters are trained on."""
+
+    def __init__(self, weights: Path, encoders: list[Path]):
+        state, _ = files.load(weights)
+        self.unet, self.text, self.stage = build_trainable_unet(), TextModel(), FirstStage()
+        for module, name in ((self.unet, "unet"), (self.text, "text"), (self.stage, "first_stage")):
+            module.load_state_dict({key[len(name) + 1:]: value.float() for key, value in state.items()
+                                    if key.startswith(name + ".")})
+            module.eval().requires_grad_(False)
+        loaded = [files.load(path) for path in encoders]
+        self.encoders = [load_vit(tensors, metadata) for tensors, metadata in loaded]
+        self.sizes = common_size([config for _, config in self.encoders])
+        self.hashes = [files.sha256(path) for path in encoders]
+        self.width = UNET_CONFIG["context_dim"]
+        self.embed_width = self.encoders[0][1].width
+        self.device = torch.device("cpu")
+        channels = UNET_CONFIG["model_channels"]
+        self.layers = tuple((f"{part}.0", channels) for part in ("input.1", "input.3", "output.0", "output.1", "output.2", "output.3"))
+        self._weight = channel_weights(self.stage)
+
+    def encode_text(self, captions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        first = word_rows(captions, words)
+        return self.text(row_ids(captions)), first, (first >= 0).long()
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.stage.encode(pixels * 2 - 1)
+
+    @torch.no_grad()
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        return self.features(pixels)[0][0]
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Features:
+        pictures = pixels.permute(0, 2, 3, 1)
+        out = []
+        for (model, config), size in zip(self.encoders, self.sizes, strict=True):
+            result = model(preprocess(pictures, config, size))
+            out.append((result.cls, result.patches))
+        return out
+
+    def timesteps(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(0, STEPS, (n,), generator=generator)
+
+    def noised(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return *noised(latents, t, noise), self._weight
+
+    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
+        return self.unet(x_t, t.float(), context=rows, transformer_options=with_middle(middle))
+
+
+class CheckpointBase:
+    """An SD1.5 or SDXL checkpoint that the host has loaded; its weights stay frozen."""
+
+    def __init__(self, model: Any, clip: Any, vae: Any, encoders: Encoders):
+        self.model, self.clip, self.vae, self.encoders = model, clip, vae, encoders
+        ready([model, *(item.patcher for item in encoders.items)], 1 << 30)
+        self.device = model.load_device
+        self.unet: nn.Module = model.model.diffusion_model
+        self.width = text_width(model)
+        if not self.width:
+            raise LikenessError("Adapters are trained on SD1.5 or SDXL checkpoints; this file holds another kind of model.")
+        self.layers = tuple(attention_blocks(model).items())
+        self.embed_width = encoders.items[0].config.width
+        self.sampling = model.get_model_object("model_sampling")
+        self._pooled: Tensor | None = None
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """First windows only; the pooled rows that SDXL wants are kept for the next denoise call."""
+        rows, first, count, pooled = [], [], [], []
+        for caption, word in zip(captions, words, strict=True):
+            tokens = self.clip.tokenize(caption)
+            found = locate(self.clip, tokens, word, 1)[0] if word else None
+            entry = self.clip.encode_from_tokens(tokens, return_pooled=True)
+            window = self.clip.tokenize("")
+            length = len(next(iter(window.values()))[0])
+            rows.append(entry[0][:, :length].float())
+            pooled.append(entry[1])
+            inside = found is not None and bool(found.columns) and found.columns[0] < length
+            first.append(found.columns[0] if inside else -1)
+            count.append(len(found.columns) if inside else 0)
+        self._pooled = torch.cat(pooled).float().to(self.device) if pooled[0] is not None else None
+        return torch.cat(rows).to(self.device).clone(), torch.tensor(first), torch.tensor(count)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        latents = self.vae.encode(pixels.permute(0, 2, 3, 1).float().cpu())
+        return self.model.model.process_latent_in(latents).to(self.device).clone()
+
+    @torch.no_grad()
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        return self.features(pixels)[0][0]
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Features:
+        return [(c.to(self.device).clone(), p.to(self.device).clone()) for c, p in encode(self.encoders, pixels.permute(0, 2, 3, 1).cpu())]
+
+    def timesteps(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(0, len(self.sampling.sigmas), (n,), generator=generator)
+
+    def noised(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Variance-exploding as the host samples it; the target is the noise, or v for a v-prediction model."""
+        sigma = self.sampling.sigmas.to(latents)[t.to(latents.device)].view(-1, 1, 1, 1)
+        x_t = latents + sigma * noise
+        if self.model.model.model_type.name.startswith("V_PREDICTION"):
+            return x_t, (noise - sigma * latents) / (sigma ** 2 + 1).sqrt(), None
+        return x_t, noise, None
+
+    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
+        base = self.model.model
+        sigma = self.sampling.sigmas.to(x_t)[t.to(x_t.device)]
+        dtype = base.get_dtype_inference()
+        extra = {}
+        if self._pooled is not None and base.adm_channels:
+            height, width = x_t.shape[-2] * 8, x_t.shape[-1] * 8
+            extra["y"] = base.encode_adm(pooled_output=self._pooled, width=width, height=height, device=x_t.device).to(dtype)
+        scaled = self.sampling.calculate_input(sigma, x_t).to(dtype)
+        return self.unet(scaled, self.sampling.timestep(sigma).float(), context=rows.to(dtype),
+                         transformer_options=with_middle(middle), **extra).float()
+
+
+def load_checkpoint_base(checkpoint: Path, encoders: list[Path]) -> CheckpointBase:
+    """From files as ComfyUI uses them. Raises LikenessError for a file that holds no such model."""
+    if not Path(checkpoint).is_file():
+        raise LikenessError(f"The checkpoint {checkpoint} does not exist; give the path of an SD1.5 or SDXL file.")
+    loaded = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=True, output_clip=True)
+    if loaded is None or loaded[0] is None:
+        raise LikenessError(f"The file {Path(checkpoint).name} is no checkpoint that ComfyUI knows; choose an SD1.5 or SDXL file.")
+    model, clip, vae = loaded[:3]
+    return CheckpointBase(model, clip, vae, Encoders(tuple(load_encoder(path) for path in encoders)))
+
+
+def preset_for(base: CheckpointBase) -> CustAnyConfig:
+    """The adapter layout of SD1.5 or SDXL where the base has it, else one layer in every block of the way up."""
+    configs = [item.config for item in base.encoders.items]
+    sizes = common_size(configs)
+    have, known = dict(base.layers), {"sd15": sd15_layers(), "sdxl": sdxl_layers()}
+    family = next((name for name, layers in known.items() if all(have.get(k) == c for k, c in layers)), None)
+    up = tuple((k, c) for k, c in base.layers if k.startswith("output."))
+    heads = 64 if all(c % 64 == 0 for _, c in up) else 32
+    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), known.get(family, up), head_dim=heads,
+                         grid=sizes[0] // configs[0].patch, resolutions=tuple(sizes), base=family or "custom").check()
