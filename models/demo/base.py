@@ -32,8 +32,8 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("easy", 4000, EASY, 14336, 1),
-    Stage("wide", 3000, Variation(scene=0.3, mirror=True, pairs=0.25), 16384, 2),
+    Stage("easy", 3600, EASY, 14336, 1),
+    Stage("wide", 2600, Variation(scene=0.3, mirror=True, pairs=0.25), 16384, 2),
 )
 BATCH, LEARNING_RATE, EMA = 32, 1e-3, 0.998
 

@@ -21,7 +21,7 @@ from .world import Variation
 
 PARTS = ("first_stage", "encoders", "judge", "base")
 TRUTH = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what encoders and judge learn to see through
-FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 700, 900, 900
+FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 400, 600, 600
 
 Log = Callable[[str], None]
 

@@ -58,13 +58,13 @@ def load_vit(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | None =
     Raises LikenessError if they are no vision encoder, or if some are missing, left over or of wrong shapes.
     """
     tensors = unwrap(state_dict)
-    config = identify(tensors, metadata)
-    if config is None:
+    config, renamed = identify(tensors, metadata), rename(tensors)
+    if config is None or renamed is None:
         guess = looks_like(tensors)
         guess = f"it looks like {guess}" if guess else "its tensors are of no kind that is known here"
         raise LikenessError(f"This file is not a vision encoder of the kinds DINOv2, MAE, SigLIP or CLIP, "
                             f"{guess}: choose an encoder file.")
-    known, unknown, _ = rename(tensors)
+    known, unknown, _ = renamed
     found = fuse(known)
     # Compared against a plain torch build: the host's layers may hold no weights before loading.
     expected = ViT(config, nn, device="meta").state_dict()
@@ -72,7 +72,7 @@ def load_vit(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | None =
     missing = expected.keys() - found.keys()
     if missing:
         raise LikenessError(f"{what} lacks {_some(missing)}: the file is incomplete, download it again.")
-    unknown += found.keys() - expected.keys()
+    unknown += list(found.keys() - expected.keys())
     if unknown:
         raise LikenessError(f"{what} has tensors that it should not have, {_some(unknown)}: choose a file of "
                             f"a plain DINOv2, MAE, SigLIP or CLIP encoder.")

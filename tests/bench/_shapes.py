@@ -1,0 +1,66 @@
+"""True SD1.5 and SDXL networks with random weights: what one step costs with and without the injection."""
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd15": {"model_channels": 320, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "num_heads": 8,
+             "num_head_channels": -1, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+             "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1, "context_dim": 768,
+             "use_linear_in_transformer": False, "adm_in_channels": None},
+    "sdxl": {"model_channels": 320, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_heads": -1,
+             "num_head_channels": 64, "transformer_depth": [0, 0, 2, 2, 10, 10],
+             "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10, "context_dim": 2048,
+             "use_linear_in_transformer": True, "adm_in_channels": 2816, "num_classes": "sequential"},
+}
+SIZES = {"sd15": 64, "sdxl": 128}
+
+
+def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
+    """Seconds of a plain and of an injected step (two rows, the positive one with two references), peak RAM in GiB."""
+    import torch
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from likeness.models.custany.adapter import CustAny
+    from likeness.models.custany.config import preset
+    from likeness.models.hosting.injector import LocalInjection, Plan, Timing
+    from likeness.models.hosting.stamps import KEY, RowStamps
+    import comfy.ops
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        unet = UNetModel(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False,
+                         dtype=torch.float32, operations=comfy.ops.disable_weight_init, **CONFIGS[family])
+        for parameter in unet.parameters():  # cheap random numbers: only the time counts, but no NaN may slow it down
+            parameter.uniform_(-0.01, 0.01)
+        config = preset(family)
+        adapter = CustAny(config)
+        adapter.init_weights(torch.Generator().manual_seed(0))
+        local = torch.randn(2, 256, config.width)
+        kv = tuple((key, *adapter.keys_values(key, local)) for key, _ in config.layers)
+
+        class Holder:
+            model = adapter
+
+        plan = Plan(1, Holder(), kv, "all", tuple((key, 1.0) for key, _ in config.layers), Timing())
+        size = SIZES[family]
+        x, t = torch.randn(2, 4, size, size), torch.tensor([500.0, 500.0])
+        context = torch.randn(2, 77, config.width)
+        y = {"y": torch.randn(2, 2816)} if family == "sdxl" else {}
+        stamps = RowStamps((frozenset(), frozenset({1})), (None, None), (size, size), 1.0)
+        options: dict[str, Any] = {KEY: stamps, "cond_or_uncond": [1, 0], "patches": {"middle_patch": [LocalInjection(plan)]}}
+
+        def run(transformer_options: dict[str, Any]) -> float:
+            begin = time.perf_counter()
+            unet(x, t, context=context, transformer_options=dict(transformer_options), **y)
+            return time.perf_counter() - begin
+
+        run({})  # the first run pays for memory that the system hands out
+        plain, injected = [], []
+        for _ in range(2 if family == "sd15" else 1):
+            injected.append(run(options))
+            plain.append(run({}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    return min(plain), min(injected), peak
