@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     custany.add_argument("--size", type=int, default=512, help="side of the square training pictures in pixels")
     custany.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
     custany.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
+    custany.add_argument("--from", dest="start", type=Path, help="begin with the weights of this adapter file")
     custany.add_argument("--license", default="", help="licence of the data, written into the file")
     custany.add_argument("--skip-bad", action="store_true", help="leave bad rows out instead of stopping")
     custany.add_argument("--check", action="store_true", help="only check the folder, train nothing")
@@ -97,7 +98,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     import torch
 
     base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
-    pairs, steps = settings.pop("pairs", 8192), settings.pop("steps", None) or 2200
+    pairs, steps = settings.pop("pairs", 8192), settings.pop("steps", None) or 1800
+    start = settings.pop("start", None)
     config = CustAnyConfig(base.width, tuple((c.family, c.width) for _, c in base.encoders),
                            tuple(layer for layer in base.layers if layer[0].startswith("output.")), head_dim=32,
                            resolutions=tuple(base.sizes), base="miniature").check()
@@ -115,11 +117,23 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     train_config = TrainConfig(**{"steps": steps, "batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "global_off": 0.15,
                                   "local_off": 0.15, "decouple": "off", "export_dtype": "fp16", "save_every": 200, **settings})
     task = CustAnyTask(base, config, train_config, base.hashes)
+    _begin_with(task, start)
     result = train(task, train_config, Source(), out, log=_Progress(), metadata={"command": command})
     _say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
         shutil.copyfile(result.path, target)
     return result.path
+
+
+def _begin_with(task: Any, start: Path | None) -> None:
+    """Puts the weights of an adapter file into a new task; the sizes must be the same."""
+    from ..models.common import files
+    from ..models.custany.adapter import check_shapes
+
+    if start is not None:
+        state, _ = files.load(start)
+        check_shapes(task.config, {key: tuple(value.shape) for key, value in state.items()})
+        task.adapter.load_state_dict({key: value.float() for key, value in state.items()})
 
 
 class _Progress:
@@ -138,7 +152,8 @@ def _custany(args: argparse.Namespace, command: str) -> int:
         if args.world:
             settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
             from ..models.hosting.demo import WEIGHTS
-            train_miniature(args.out, WEIGHTS, command, seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast, **settings)
+            train_miniature(args.out, WEIGHTS, command, seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast,
+                            start=args.start, **settings)
             return 0
         if args.data is None:
             raise LikenessError("Say what to train on: --world demo, or --data FOLDER --checkpoint FILE --encoders FILE FILE.")
@@ -168,6 +183,7 @@ def _train_folder(args: argparse.Namespace, command: str) -> None:
     settings = TrainConfig(seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast, **given)
     config = preset_for(base)
     task = CustAnyTask(base, config, settings, [item.sha256 for item in base.encoders.items])
+    _begin_with(task, args.start)
     source = folder_source(args.data, config, settings, args.size, args.skip_bad)
     result = train(task, settings, source, args.out, log=_Progress(),
                    metadata={"command": command, "dataset_license": args.license})

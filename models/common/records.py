@@ -30,6 +30,11 @@ class Subject(NamedTuple):
         """The tokens called `name`; KeyError when the method has none."""
         return dict(self.tokens)[name]
 
+    @property
+    def pictures(self) -> int:
+        """Rows of tokens; 0 for a subject that was looked for and not found."""
+        return self.tokens[0][1].shape[0]
+
 
 class Word(NamedTuple):
     """Where the subject's word stands in an encoded prompt.

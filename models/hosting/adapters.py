@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,16 +41,25 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def load_adapter(path: str | Path) -> Adapter:
     """The method is told from tensor names and metadata, never from the file's name. Raises LikenessError."""
+    path = Path(path)
+    if path.suffix in files.SUFFIXES:  # a wrong file, perhaps a checkpoint of many gigabytes, is told from its header
+        _check_known(files.read_header(path).tensors, path.name)
     state, metadata = read_weights(path)
-    return make_adapter(state, metadata, files.sha256(path), Path(path).name)
+    return make_adapter(state, metadata, files.sha256(path), path.name)
+
+
+def _check_known(names: Iterable[str], name: str) -> None:
+    """Raises LikenessError for the tensor names of a file that is no adapter."""
+    names = list(names)
+    if not is_custany(names):
+        guess = looks_like(names)
+        raise LikenessError(f"The file {name} is no subject adapter of a method that this pack knows"
+                            + (f", it looks like {guess}" if guess else "") + "; choose another file.")
 
 
 def make_adapter(state: Mapping[str, Tensor], metadata: Mapping[str, str], sha256: str, name: str) -> Adapter:
     """From tensors that are read already."""
-    if not is_custany(state):
-        guess = looks_like(state)
-        raise LikenessError(f"The file {name} is no subject adapter of a method that this pack knows"
-                            + (f", it looks like {guess}" if guess else "") + "; choose another file.")
+    _check_known(state, name)
     config = from_metadata(dict(metadata))
     check_shapes(config, {key: tuple(value.shape) for key, value in state.items()})
     module = CustAny(config, operations=comfy.ops.manual_cast, dtype=torch.float32, device="meta", attention=_attention)

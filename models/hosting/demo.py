@@ -125,8 +125,9 @@ def expand_vocabulary(small: Tensor) -> Tensor:
     return table
 
 
-def load_base(embedding_directory: Any = None, path: Path = WEIGHTS / "base.safetensors") -> tuple[Any, Any, Any]:
+def load_base(embedding_directory: Any = None, path: Path | None = None) -> tuple[Any, Any, Any]:
     """MODEL, CLIP, VAE of the miniature. Raises LikenessError when the weights are missing or damaged."""
+    path = path or WEIGHTS / "base.safetensors"
     if not path.exists():
         raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or make "
                             "them with: python dev.py train demo.")

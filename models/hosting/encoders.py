@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 def describe(path: str | Path) -> VitConfig | None:
     """What encoder a file holds, or None; a safetensors file is told from its header alone."""
     try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return _describe(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(256)  # a pickle must be read whole to be told, so once has to be enough
+def _describe(path: str | Path, modified: int, size: int) -> VitConfig | None:
+    try:
         if Path(path).suffix in files.SUFFIXES:
             header = files.read_header(path)
             return identify(header.tensors, header.metadata)
@@ -91,16 +101,19 @@ def encode(encoders: Encoders, pictures: Tensor, sizes: tuple[int, ...] = ()) ->
     sizes = sizes or common_size(configs)
     memory = max(CHUNK * (size // c.patch) ** 2 * c.width * 80 for size, c in zip(sizes, configs, strict=True))
     ready([item.patcher for item in encoders.items], memory)
+    blocks = pictures.split(CHUNK)
+    bar = comfy.utils.ProgressBar(len(encoders.items) * len(blocks))
     out = []
     for item, size in zip(encoders.items, sizes, strict=True):
         device = item.patcher.load_device
         dtype = next(item.patcher.model.parameters()).dtype
         parts = []
-        for block in pictures.split(CHUNK):
+        for block in blocks:
             stop_if_asked()
             result = item.patcher.model(preprocess(block, item.config, size).to(device, dtype))
             cls = result.cls if result.cls is not None else result.patches.mean(1)
             parts.append((cls.float().cpu(), result.patches.float().cpu()))
+            bar.update(1)
         out.append((torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])))
     return out
 

@@ -49,6 +49,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
     if unknown:
         raise LikenessError(f"The layer weights name {unknown[0]}, this adapter has the layers "
                             f"{', '.join(key for key, _ in adapter.config.layers)}; correct the list.")
+    if not subject.pictures:
+        return Injected(model, positive, negative, "the subject is empty: passed through, nothing injected")
     if not word.columns:
         return Injected(model, positive, negative, f"\"{word.text}\" is not in the prompt: passed through, nothing injected")
     if not 0 <= strengths.start < strengths.end <= 1:

@@ -77,9 +77,9 @@ def _rename(key: str) -> str | None:
 
 
 def _find(names: Iterable[str]) -> tuple[str, str] | None:
-    """(prefix, key style) of the encoder among the tensor names; the shortest prefix wins."""
-    found = [(match[1], _PATCH[match[2]]) for match in map(_PATCH_KEY.fullmatch, names) if match]
-    return min(found, key=lambda item: len(item[0])) if found else None
+    """(prefix, key style) of the encoder among the tensor names; of several the first by name."""
+    found = (match for match in map(_PATCH_KEY.fullmatch, names) if match)
+    return min(((match[1], _PATCH[match[2]]) for match in found), default=None)
 
 
 def rename(tensors: Mapping[str, Any]) -> tuple[dict[str, tuple[str, Any]], list[str], str] | None:

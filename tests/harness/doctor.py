@@ -29,7 +29,8 @@ def package(name: str) -> str:
 def device_lines() -> list[str]:
     import torch
 
-    lines = [f"torch         {torch.__version__} (built for {torch.version.cuda or torch.version.hip or 'CPU'})"]
+    built = torch.version.cuda or torch.version.hip or "CPU"
+    lines = [f"torch         {torch.__version__} (built for {built})"]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(i)
         lines.append(f"device        {about.name}, {about.total_memory / 2**30:.0f} GiB")
@@ -73,7 +74,8 @@ def main(argv: list[str]) -> int:
         print("ComfyUI       not found")
         mend.append(str(e))
         models = []
-    print(f"Python        {platform.python_version()} in {sys.executable}\nSystem        {platform.platform()}")
+    print(f"Python        {platform.python_version()} in {sys.executable}")
+    print(f"System        {platform.platform()}")
     try:
         print("\n".join(device_lines()))
     except ImportError as e:
@@ -86,17 +88,17 @@ def main(argv: list[str]) -> int:
         found = package(name)
         print(f"  {name:14}{found or 'missing'}")
         if not found and name in basic:
-            mend.append(f"{name} is missing: pip install -r requirements-noface.txt with ComfyUI's own Python")
+            mend.append(f"{name} is missing: install requirements-noface.txt with ComfyUI's own Python")
         elif not found and name in ("insightface", "onnx2torch"):
-            mend.append(f"{name} is missing, so the face nodes do not work (all others do): pip install -r "
+            mend.append(f"{name} is missing, so the face nodes do not work (all others do): install "
                         "requirements.txt with ComfyUI's own Python")
     owners = packages_distributions()
     for module, what in SHARED.items():
         names = sorted(set(owners.get(module, [])))
         print(f"  {module:14}" + (", ".join(f"{n} {package(n)}" for n in names) or "missing"))
         if len(names) > 1:
-            mend.append(f"{' and '.join(names)} overwrite each other's files: keep one {what} package, uninstall "
-                        "all of them first and then install that one again")
+            mend.append(f"{' and '.join(names)} overwrite each other's files: uninstall all of them, then "
+                        f"install the one {what} package that you want")
 
     print("\nModel files")
     folders, counts = model_lines([*models, DEV / "base" / "run" / "models"])
@@ -104,9 +106,9 @@ def main(argv: list[str]) -> int:
     weights = sorted((ROOT / "models" / "demo" / "weights").glob("*.safetensors"))
     print(f"  miniature world: {len(weights)} files, {sum(p.stat().st_size for p in weights) / 1e6:.1f} MB")
     if not weights:
-        mend.append("The miniature world's files are not there: fetch the checkout again, or dev.py train demo")
+        mend.append("The miniature world's files are missing: fetch the checkout again or dev.py train demo")
     if not counts["likeness"]:
-        mend.append("No adapter file in models/likeness: only the miniature world can be used until one is there")
+        mend.append("No adapter file in models/likeness: without one only the miniature world can be used")
 
     print("\n" + ("What to mend" if mend else "Nothing is missing."))
     for line in mend:

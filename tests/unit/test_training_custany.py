@@ -65,11 +65,13 @@ def summed(task: CustAnyTask, batch: Batch, generator: torch.Generator) -> dict[
     contrast = losses.contrast(fused, masked, task.train.contrast_mode, word_on)
     total = losses.total(normal, decouple, contrast, task.train.loss_weights)
     total.backward()
-    return {"total": total.item(), "normal": normal.item(), "decouple": decouple.item(), "contrast": contrast.item()}
+    parts = {"total": total, "normal": normal, "decouple": decouple, "contrast": contrast}
+    return {name: value.item() for name, value in parts.items()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"contrast_mode": "abs", "weight_decouple": 3.0, "weight_contrast": 2.0}, {
-    "drop_text": 0.3, "drop_reference": 0.2, "drop_both": 0.2, "global_off": 0.2, "local_off": 0.3}])
+@pytest.mark.parametrize("changes", [
+    {}, {"contrast_mode": "abs", "weight_decouple": 3.0, "weight_contrast": 2.0},
+    {"drop_text": 0.3, "drop_reference": 0.2, "drop_both": 0.2, "global_off": 0.2, "local_off": 0.3}])
 def test_two_passes_give_the_gradient_of_the_sum(changes):
     one, two = build(**changes), build(**changes)
     batch = sample(16)
@@ -118,7 +120,8 @@ def test_decoupling_can_be_off():
     task = build(decouple="off")
     assert set(task.modules()) == {"adapter"}
     row = task.step(sample(), seeded())
-    assert row["decouple"] == row["contrast"] == row["cosine"] == 0 and row["total"] == pytest.approx(2 * row["normal"])
+    assert row["decouple"] == row["contrast"] == row["cosine"] == 0
+    assert row["total"] == pytest.approx(2 * row["normal"])
     assert task.base.calls == [key for key, _ in LAYERS]
 
 
@@ -202,8 +205,9 @@ def test_dropped_reference_keeps_the_whole_prompt():
 def test_pictures_are_encoded_when_nothing_is_precomputed():
     pictures = Batch(draw(20, 2, 3, 4, 4), draw(21, 2, 3, 4, 4), None, ["a cat", "big dog"], ["cat", "dog"])
     base = ToyBase()
-    ready = pictures._replace(latents=base.encode_image(pictures.target), embeds=base.embed_image(pictures.target),
-                              features=base.features(pictures.reference))
+    ready = pictures._replace(latents=base.encode_image(pictures.target),
+                              features=base.features(pictures.reference),
+                              embeds=base.embed_image(pictures.target))
     one, two = build(), build()
     assert one.step(pictures, seeded()) == two.step(ready._replace(reference=None, target=None), seeded())
     assert all(torch.equal(grad, gradients(two)[name]) for name, grad in gradients(one).items())
@@ -230,22 +234,20 @@ def test_half_precision_features_and_base():
     half = batch._replace(features=[tuple(part.half() for part in pair) for pair in batch.features])
     task = build(base=Base())
     row = task.step(half, seeded())
-    assert task.base.seen == torch.bfloat16 and row["total"] == pytest.approx(build().step(batch, seeded())["total"], rel=0.1)
+    assert task.base.seen == torch.bfloat16
+    assert row["total"] == pytest.approx(build().step(batch, seeded())["total"], rel=0.1)
 
 
 def test_channel_weight_of_the_base_counts():
     class Base(ToyBase):
         def noised(self, latents, t, noise):
             return *super().noised(latents, t, noise)[:2], torch.tensor([0.0, 0.0, 0.0, 4.0])
-    plain, weighted = build(), build(base=Base())
-    batch = sample()
-    same = batch._replace(latents=batch.latents.clone())
-    same.latents[:, :3] += 0  # only the last channel may count
-    assert plain.step(batch, seeded())["normal"] != weighted.step(same, seeded())["normal"]
     task = build(base=Base(), decouple="off")
-    with torch.no_grad():
-        task.base.leave[:, 3] = 0  # the base cannot reach the only channel that counts
-    task.step(same, seeded())
+    task.step(sample(), seeded())
+    assert nonzero(task) == ALL
+    task = build(base=Base(), decouple="off")
+    task.base.leave[:, 3] = 0  # now the base cannot reach the only channel that counts
+    task.step(sample(), seeded())
     assert nonzero(task) == set()
 
 
@@ -270,23 +272,24 @@ def test_config_has_to_fit_the_base(config, word):
 
 def test_same_seed_same_start():
     one, two, other = (build(trained=False, seed=seed) for seed in (4, 4, 5))
-    same = [torch.equal(a, b) for a, b in zip(one.adapter.parameters(), two.adapter.parameters(), strict=True)]
-    assert all(same)
-    assert not torch.equal(one.adapter.encoder_mlps[0].hidden.weight, other.adapter.encoder_mlps[0].hidden.weight)
+    for a, b in zip(one.adapter.parameters(), two.adapter.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.adapter.local_mlp.hidden.weight, other.adapter.local_mlp.hidden.weight)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_file_says_what_it_is(tmp_path, dtype):
     task = CustAnyTask(ToyBase(), CONFIG, settings(export_dtype=dtype), ("aa", "bb"))
     state = {name: module.state_dict() for name, module in task.modules().items()}
-    task.export(tmp_path / "adapter.safetensors", state, {"steps": "8", "dataset_license": "CC0", "method": "wrong"})
+    story = {"steps": "8", "dataset_license": "CC0", "method": "wrong"}
+    task.export(tmp_path / "adapter.safetensors", state, story)
     header = files.read_header(tmp_path / "adapter.safetensors")
     check_shapes(CONFIG, {key: info.shape for key, info in header.tensors.items()})
     assert {info.dtype for info in header.tensors.values()} == {"F16" if dtype == "fp16" else "F32"}
     meta = header.metadata
     assert configs.from_metadata(meta) == CONFIG
-    expected = {"format_version": "1", "method": "custany", "base": "miniature", "background": "white", "steps": "8",
-                "dataset_license": "CC0"}
+    expected = {"format_version": "1", "method": "custany", "base": "miniature", "background": "white",
+                "steps": "8", "dataset_license": "CC0"}
     assert {name: meta[name] for name in expected} == expected
     assert json.loads(meta["encoders"]) == [{"family": "dinov2", "width": 6, "sha256": "aa"},
                                             {"family": "mae", "width": 5, "sha256": "bb"}]

@@ -1,4 +1,4 @@
-"""The loop: it learns, it goes on exactly where it stopped, and nothing that happens to it costs the checkpoint."""
+"""The loop: it learns, goes on exactly where it stopped, and nothing that happens costs the checkpoint."""
 from __future__ import annotations
 
 import csv
@@ -20,7 +20,8 @@ from unit.training_toy import CONFIG, ToyBase, ToySource, settings
 
 
 def start(out, source=None, **changes):
-    options = {name: changes.pop(name) for name in ("log", "should_stop", "metadata", "resume") if name in changes}
+    options = {name: changes.pop(name) for name in ("log", "should_stop", "metadata", "resume")
+               if name in changes}
     cfg = settings(**changes)
     return train(CustAnyTask(ToyBase(), CONFIG, cfg), cfg, source or ToySource(), out, **options)
 
@@ -32,13 +33,14 @@ def stop_after(steps: int):
 
 def rows(out) -> list[dict[str, str]]:
     with open(out / "loss.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+        table = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in table]
 
 
 def state(out) -> dict:
     saved = checkpoint.load(out)
-    return {"weights": saved.weights, "ema": saved.ema, "optimizer": saved.optimizer, "adapter": files.load(
-        out / "adapter.safetensors")[0]}
+    adapter = files.load(out / "adapter.safetensors")[0]
+    return {"weights": saved.weights, "ema": saved.ema, "optimizer": saved.optimizer, "adapter": adapter}
 
 
 def assert_same(one, two) -> None:
@@ -53,10 +55,10 @@ def assert_same(one, two) -> None:
 
 
 def test_the_loss_falls(tmp_path):
-    start(tmp_path, steps=250, batch=16, save_every=1000, decouple="off", warmup=10, drop_text=0.0, drop_reference=0.0,
-          drop_both=0.0)
+    start(tmp_path, steps=80, batch=8, save_every=1000, decouple="off", warmup=5, lr=2e-2, drop_text=0.0,
+          drop_reference=0.0, drop_both=0.0)
     normal = [float(row["normal"]) for row in rows(tmp_path)]
-    assert sum(normal[-25:]) < 0.8 * sum(normal[:25])
+    assert sum(normal[-10:]) < 0.8 * sum(normal[:10])
 
 
 def test_resume_equals_no_interruption(tmp_path):
@@ -141,7 +143,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, spoil):
     elif spoil == "missing":
         path.unlink()
     else:
-        path.write_text("{" if spoil == "json" else json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+        newer = json.dumps(json.loads(path.read_text()) | {"format_version": 99})
+        path.write_text("{" if spoil == "json" else newer)
     with pytest.raises(LikenessError, match="checkpoint"):
         start(tmp_path)
 
@@ -178,7 +181,8 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         start(tmp_path, lr=0.02)
     cfg = settings()
     with pytest.raises(LikenessError, match="output_1_0"):
-        train(CustAnyTask(ToyBase(), CONFIG._replace(layers=CONFIG.layers[:1]), cfg), cfg, ToySource(), tmp_path)
+        smaller = CONFIG._replace(layers=CONFIG.layers[:1])
+        train(CustAnyTask(ToyBase(), smaller, cfg), cfg, ToySource(), tmp_path)
     assert start(tmp_path, steps=10, save_every=3).step == 10  # a longer run of the same settings may go on
     assert start(tmp_path, lr=0.02, resume=False).step == 8
     assert [row["step"] for row in rows(tmp_path)] == [str(step) for step in range(1, 9)]
@@ -224,7 +228,8 @@ def test_final_file_holds_the_averages_and_the_story(tmp_path):
     losses = json.loads(meta["losses"])
     table = rows(tmp_path)
     assert losses["normal"] == pytest.approx(sum(float(row["normal"]) for row in table) / 8, rel=1e-4)
-    assert set(meta) >= {"format_version", "method", "base", "encoders", "background", "lr", "seconds", "pack_version"}
+    assert set(meta) >= {"format_version", "method", "base", "encoders", "background", "lr", "seconds",
+                         "pack_version"}
 
 
 def test_average_warms_up():
@@ -241,7 +246,8 @@ def test_average_warms_up():
             return {"total": loss.item()}
     task = Task()
     task.module.weight.data.fill_(0.0)
-    run = loop.Run(task, settings(ema=0.15, warmup=0, schedule="constant", lr=1.0, weight_decay=0.0), ToySource())
+    cfg = settings(ema=0.15, warmup=0, schedule="constant", lr=1.0, weight_decay=0.0)
+    run = loop.Run(task, cfg, ToySource())
     average = 0.0
     for step in range(4):
         run.advance()
@@ -316,7 +322,8 @@ def test_moving_the_folder_is_harmless(tmp_path):
     assert_same(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("step, factor", [(0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (8, 0.55), (12, 0.1), (20, 0.1)])
+@pytest.mark.parametrize("step, factor", [
+    (0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (8, 0.55), (12, 0.1), (20, 0.1)])
 def test_learning_rate(step, factor):
     assert settings(steps=12, warmup=4, lr_floor=0.1, lr=0.2).lr_at(step) == pytest.approx(0.2 * factor)
     constant = settings(steps=12, warmup=4, lr=0.2, schedule="constant").lr_at(step)
@@ -327,16 +334,19 @@ def test_settings_survive_json():
     cfg = settings(seed=7, contrast_mode="clamp", reference_augment=False)
     assert TrainConfig.from_json(cfg.to_json()) == cfg
     assert TrainConfig.from_json('{"lr": 1, "steps": 5}') == TrainConfig(lr=1.0, steps=5)
-    for text, word in (('{"speed": 1}', "speed"), ("[", "JSON"), ('{"steps": "many"}', "steps"), ('{"steps": 1.5}', "steps"),
-                       ('{"steps": true}', "steps"), ("[1]", "not known|JSON")):
+    for text, word in (('{"speed": 1}', "speed"), ("[", "JSON"), ('{"steps": "many"}', "steps"),
+                       ('{"steps": 1.5}', "steps"), ('{"steps": true}', "steps"), ("[1]", "JSON"),
+                       ("5", "JSON")):
         with pytest.raises(LikenessError, match=word):
             TrainConfig.from_json(text)
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"steps": 0}, "steps"), ({"drop_text": 1.5}, "drop_text"), ({"lr": 0.0}, "lr"), ({"lr": float("nan")}, "lr"),
-    ({"mode": "full"}, "modules"), ({"contrast_mode": "x"}, "raw"), ({"decouple": "on"}, "decouple"), ({"clip": -1.0}, "clip"),
-    ({"weight_contrast": float("nan")}, "weight_contrast"), ({"ema": -0.1}, "ema"), ({"schedule": "linear"}, "cosine")])
+    ({"steps": 0}, "steps"), ({"drop_text": 1.5}, "drop_text"), ({"lr": 0.0}, "lr"),
+    ({"lr": float("nan")}, "lr"), ({"mode": "full"}, "modules"),
+    ({"contrast_mode": "x"}, "raw"), ({"decouple": "on"}, "decouple"),
+    ({"clip": -1.0}, "clip"), ({"weight_contrast": float("nan")}, "weight_contrast"), ({"ema": -0.1}, "ema"),
+    ({"schedule": "linear"}, "cosine")])
 def test_settings_refuse_nonsense(change, word):
     with pytest.raises(LikenessError, match=word):
         settings(**change)

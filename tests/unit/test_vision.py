@@ -204,13 +204,13 @@ def test_loading_leaves_the_callers_tensors_alone():
         "norm.bias": noise(24),
     }
     before = {key: tensor.clone() for key, tensor in state.items()}
-    vit, config = load_vit(state, {"num_heads": "3"}, operations=CASTING, dtype=torch.float16)
-    assert config.family == "mae" and not vit.training
-    for parameter in vit.parameters():
-        assert parameter.dtype == torch.float16 and not parameter.requires_grad
-        parameter.data.zero_()
+    for dtype in (torch.float16, None):
+        vit, config = load_vit(state, {"num_heads": "3"}, operations=CASTING, dtype=dtype)
+        assert config.family == "mae" and not vit.training
+        for parameter in vit.parameters():
+            assert parameter.dtype == (dtype or torch.float32) and not parameter.requires_grad
+            parameter.data.zero_()
     assert all(torch.equal(before[key], tensor) for key, tensor in state.items())
-    assert load_vit(state, {"num_heads": "3"})[0].norm.weight.dtype == torch.float32
 
 
 # --- golden numbers of timm, recipe of tests/golden/realcustom ---

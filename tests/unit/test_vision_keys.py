@@ -154,6 +154,13 @@ def test_a_checkpoint_one_level_down_is_opened():
     assert config.family == "mae" and torch.equal(vit.norm.weight, plain["norm.weight"])
 
 
+def test_the_order_in_the_file_does_not_decide():
+    one = to_timm(oracle("dinov2").state_dict())
+    two = {"visual." + key: tensor for key, tensor in to_timm(oracle("mae").state_dict()).items()}
+    for state in ({**one, **two}, {**two, **one}):
+        assert identify(state, HEADS) == identify(one, HEADS)
+
+
 def test_chunked_blocks_of_the_original_training_code():
     plain = to_timm(oracle("dinov2").state_dict())
     chunked = {

@@ -35,7 +35,8 @@ class ToyBase:
         self.calls: list[str] = []
 
     def encode_text(self, captions, words):
-        ids = [[WORDS.index(word) for word in caption.split()] for caption in captions]
+        ids = [[WORDS.index(word) if word in WORDS else 0 for word in caption.split()]
+               for caption in captions]
         rows = self.table[torch.tensor([(row + [0] * 6)[:6] for row in ids])]
         first = torch.tensor([caption.split().index(word) if word in caption.split() else -1
                               for caption, word in zip(captions, words, strict=True)])

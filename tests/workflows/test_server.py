@@ -2,7 +2,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from urllib.error import HTTPError
 
 import pytest
@@ -111,3 +117,25 @@ def test_only_our_packs_are_loaded(server):
     info = server.object_info()
     foreign = {v["python_module"] for v in info.values() if v["python_module"].startswith("custom_nodes.")}
     assert foreign <= {f"custom_nodes.{paths.PACK_FOLDER}"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_dev_run_leaves_no_server_behind(how):
+    """`dev.py run` prints an address that answers; after Ctrl-C or SIGTERM nobody answers there."""
+    words = [sys.executable, str(paths.ROOT / "tests" / "harness"), "run"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    address = ""
+    for line in process.stdout:
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        if found:
+            address = found.group()
+            break
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    assert opener.open(address + "/system_stats", timeout=30).status == 200
+    process.send_signal(how)
+    assert process.wait(60) == 130
+    with pytest.raises(OSError):
+        opener.open(address + "/system_stats", timeout=5)
+    process.stdout.close()

@@ -1,0 +1,114 @@
+"""Where files lie: with the root, the only place that asks the host's folder_paths."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..models.common.errors import LikenessError
+
+FOLDER, ENCODER_FOLDERS, SUBJECTS = "likeness", ("likeness", "clip_vision"), "subjects"
+NO_FILE, NO_SUBJECT = "(no file in models/likeness)", "(no saved subject)"
+_SUBJECT_ENDINGS = (".safetensors", ".sft")
+
+
+def register() -> None:
+    """Make models/likeness known to the host beside the folders that the artist's own settings named."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(endings) | folder_paths.supported_pt_extensions)
+
+
+def _names(folder: str) -> list[str]:
+    names = folder_paths.get_filename_list(folder)
+    return [name for name in names if folder != FOLDER or Path(name).parts[0] != SUBJECTS]
+
+
+def adapter_files() -> list[str]:
+    """Choices of a loader for adapters."""
+    return _names(FOLDER) or [NO_FILE]
+
+
+def encoder_files() -> list[str]:
+    """Choices of a loader for encoders, from both folders."""
+    return sorted({name for folder in ENCODER_FOLDERS for name in _names(folder)}) or [NO_FILE]
+
+
+def find(name: str | None, folders: Iterable[str]) -> Path | None:
+    """The file of that name in the first of the folders that has it; None also for a name not known yet."""
+    for folder in folders:
+        path = folder_paths.get_full_path(folder, name) if name else None
+        if path is not None:
+            return Path(path)
+    return None
+
+
+def missing(name: str, folders: Iterable[str]) -> str:
+    """The sentence for a model file that is not there; it names every folder that was searched."""
+    places = " or ".join(place for folder in folders for place in folder_paths.get_folder_paths(folder))
+    if name == NO_FILE:
+        return (f"There is no model file for this node yet; put one into {places} and press R, or use Load "
+                "Miniature World, which needs no file.")
+    return f"The file {name} is not in {places}; put it there and press R, or choose another file."
+
+
+def encoder_candidates() -> list[Path]:
+    """Files that may hold an encoder, quick ones first: only safetensors can be told from the header."""
+    paths = [Path(path) for folder in ENCODER_FOLDERS for name in _names(folder)
+             if (path := folder_paths.get_full_path(folder, name)) is not None]
+    return sorted(dict.fromkeys(paths), key=lambda path: path.suffix not in _SUBJECT_ENDINGS)
+
+
+def stamp(*paths: Path | None) -> str:
+    """Changes when one of the files does."""
+    out = []
+    for path in paths:
+        try:
+            stat = path.stat() if path is not None else None
+        except OSError:
+            stat = None
+        out.append(f"{path}:{stat.st_mtime_ns}:{stat.st_size}" if stat else f"{path}:none")
+    return "|".join(out)
+
+
+def embeddings() -> Any:
+    """Folders of textual inversions."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
+def _subject_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / FOLDER / SUBJECTS
+
+
+def subject_files() -> dict[str, Path]:
+    """Choices of Load Subject: saved ones, those in the input folder itself, those beside the models."""
+    places = [(_subject_folder(), "output", True), (Path(folder_paths.get_input_directory()), "input", False)]
+    places += [(Path(folder) / SUBJECTS, "models", True) for folder in folder_paths.get_folder_paths(FOLDER)]
+    out: dict[str, Path] = {}
+    for folder, where, deep in places:
+        found = (folder.rglob("*") if deep else folder.glob("*")) if folder.is_dir() else ()
+        files = (path for path in found if path.suffix.lower() in _SUBJECT_ENDINGS and path.is_file())
+        for path in sorted(files):
+            out.setdefault(f"{path.relative_to(folder).as_posix()} [{where}]", path)
+    return out
+
+
+def missing_subject(name: str) -> str:
+    """The sentence for a saved subject that is not there."""
+    folders = [Path(folder) / SUBJECTS for folder in folder_paths.get_folder_paths(FOLDER)]
+    places = ", ".join(map(str, (_subject_folder(), folder_paths.get_input_directory(), *folders)))
+    what = "There is no saved subject yet" if name == NO_SUBJECT else f"The saved subject {name} is not there"
+    return f"{what}; use Save Subject, or put one into {places}, and press R."
+
+
+def new_subject_path(prefix: str) -> Path:
+    """A free name below output/likeness/subjects, numbered like the host's pictures. Raises LikenessError."""
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(_subject_folder()))
+    except Exception as error:  # the host raises a bare Exception
+        raise LikenessError(f"The name {prefix} leads out of the folder {_subject_folder()}; use a plain "
+                            "name, such as cat.") from error
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
