@@ -13,6 +13,9 @@ log = logging.getLogger("likeness")
 
 def load_nodes(families: tuple[str, ...] = FAMILIES) -> list[Any]:
     """Node classes of every family that loads; one that does not is logged with its reason and left out."""
+    from .nodes import _paths
+
+    _paths.register()
     nodes: list[Any] = []
     for family in families:
         try:
@@ -31,10 +34,6 @@ async def comfy_entrypoint() -> Any:
     from comfy_api.latest import ComfyExtension
 
     class Likeness(ComfyExtension):
-        async def on_load(self) -> None:
-            from .nodes import _paths
-            _paths.register()
-
         async def get_node_list(self) -> list[Any]:
             return load_nodes()
 

@@ -93,7 +93,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     size, start = _check_start(path)
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    # A header of 640 bytes begins like a pickle, but only a safetensors file has a brace at this place.
+    if start[8:9] != b"{" and start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         raise _refuse(path, "is a PyTorch file (.pt, .pth or .bin), not a safetensors file",
                       "give it its right ending or download the safetensors version")
     length = int.from_bytes(start[:8], "little")

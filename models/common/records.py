@@ -42,7 +42,8 @@ class Word(NamedTuple):
     columns: rows of the CONDITIONING tensor that hold the word's tokens, every chosen occurrence one after the other.
     firsts: how many tokens into `columns` each occurrence begins. rows and raw (k, width): what stands at `columns`,
     with and without prompt weights. weights: one number a column. tokens, clip: what they were encoded from, so that
-    a method that encodes again (S+) can.
+    a method that encodes again (S+) can. end (1, width): last row of the last column's window, which tells prompts
+    with the same beginning apart.
     """
     text: str
     occurrence: int
@@ -56,6 +57,7 @@ class Word(NamedTuple):
     weights: tuple[float, ...]
     tokens: Any
     clip: Any
+    end: Tensor | None = None
 
 
 LayerWeights = tuple[tuple[str, float], ...]

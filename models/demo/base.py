@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("easy", 3600, EASY, 14336, 1),
-    Stage("wide", 2600, Variation(scene=0.3, mirror=True, pairs=0.25), 16384, 2),
+    Stage("wide", 2000, Variation(scene=0.3, mirror=True, pairs=0.25), 16384, 2),
 )
 BATCH, LEARNING_RATE, EMA = 32, 1e-3, 0.998
 
@@ -164,6 +164,18 @@ class BaseRun:
         self.save()
 
 
+def stage_pool(folder: Path, stage: Stage) -> Pool:
+    """The stage's pictures, kept in the work folder so that a resumed run does not draw them again."""
+    path = folder / f"pool_{stage.name}.pt"
+    if path.exists():
+        return Pool(*torch.load(path, weights_only=True))
+    pool = render_pool(stage.pool, stage.seed, stage.variation)
+    part = path.with_suffix(".part")
+    torch.save(tuple(pool), part)
+    part.replace(path)
+    return pool
+
+
 def train_base(unet: nn.Module, first_stage: FirstStage, folder: Path, log: Callable[[str], None],
                on_stage: Callable[[BaseRun, Stage], None], stages: tuple[Stage, ...] = STAGES) -> BaseRun:
     """All stages of the base; `on_stage` is called after each one with the run."""
@@ -173,8 +185,8 @@ def train_base(unet: nn.Module, first_stage: FirstStage, folder: Path, log: Call
     weight = channel_weights(first_stage)
     for stage in stages:
         if run.step < first + stage.steps:
-            pool = render_pool(stage.pool, stage.seed, stage.variation)
-            log(f"rendered {stage.pool} pictures of the {stage.name} world")
+            pool = stage_pool(folder, stage)
+            log(f"{stage.pool} pictures of the {stage.name} world")
             run.train_stage(stage, first, total, pool, encode_pool(first_stage, pool.picture), weight)
             on_stage(run, stage)
         first += stage.steps

@@ -125,10 +125,15 @@ def project(subject: Subject, layers: list[str]) -> tuple[tuple[str, Tensor, Ten
 
 
 def word_delta(subject: Subject, word: Tensor) -> Tensor:
-    """What the subject adds to the raw vectors (k, width) of its word; several references are averaged."""
+    """(references, k, width): what the subject adds to the raw vectors (k, width) of its word.
+
+    References are averaged into one, unless each belongs to a latent of its own."""
     adapter: Adapter = subject.adapter
     ready([adapter.patcher], 1 << 24)
     parameter = next(adapter.patcher.model.parameters())
-    tokens = subject.get("global").mean(0, keepdim=True).to(adapter.patcher.load_device, parameter.dtype)
+    tokens = subject.get("global").to(adapter.patcher.load_device, parameter.dtype)
+    if subject.pairing != "per latent":
+        tokens = tokens.mean(0, keepdim=True)
     word = word.to(tokens)
-    return adapter.patcher.model.word_delta(tokens.expand(word.shape[0], -1, -1), word).float().cpu()
+    delta = adapter.patcher.model.word_delta(tokens.repeat_interleave(word.shape[0], 0), word.repeat(tokens.shape[0], 1))
+    return delta.unflatten(0, (tokens.shape[0], word.shape[0])).float().cpu()

@@ -49,11 +49,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not path.exists() or path.stat().st_size == 0:
         raise LikenessError(f"The file {path.name} is missing or empty; download it again.")
     try:
-        loaded = comfy.utils.load_torch_file(str(path), safe_load=True)
+        return unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}
     except Exception as error:  # the unpickler raises what it likes
         raise LikenessError(f"The file {path.name} cannot be read as weights ({type(error).__name__}); download it again, "
                             "best as .safetensors.") from error
-    return unwrap(loaded), {}
 
 
 def describe(path: str | Path) -> VitConfig | None:
@@ -72,7 +71,7 @@ def _describe(path: str | Path, modified: int, size: int) -> VitConfig | None:
             header = files.read_header(path)
             return identify(header.tensors, header.metadata)
         return identify(unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {})
-    except (LikenessError, ValueError, OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # one broken pickle in the folder, which raises what it likes, must not hide the others
         log.debug("%s is no encoder: %s", path, error)
         return None
 

@@ -15,6 +15,7 @@ from .injector import LocalInjection, Plan, Timing
 from .prompt import HASH_KEY, TEXT_KEY, shift_of
 from .stamps import add_reader, stamped
 
+DROPPED_KEY = "likeness_dropped"
 Conditioning = list[list[Any]]
 
 
@@ -66,7 +67,9 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         plan, number = _plan(model, subject, word, strengths, factors, mask, guidance, curve)
         model = model.clone()
         add_reader(model)
-        model.set_model_patch(LocalInjection(plan), "middle_patch")
+        # The same subject may come over two branches of prompts that meet again: one patch serves all rows that carry it.
+        if number not in _numbers(model):
+            model.set_model_patch(LocalInjection(plan), "middle_patch")
         lines.append(f"local {strengths.local:g}: {len(factors)} layers, {plan.keys_values[0][1].shape[1]} tokens from "
                      f"{plan.keys_values[0][1].shape[0]} reference(s)"
                      + (", limited by a mask" if mask is not None or guidance is not None else ""))
@@ -98,8 +101,15 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
     return Injected(model, out, negative, "\n".join(lines))
 
 
+def _numbers(model: Any) -> set[int]:
+    patches = model.model_options["transformer_options"].get("patches", {}).get("middle_patch", [])
+    return {patch.plan.number for patch in patches if isinstance(patch, LocalInjection)}
+
+
 def _checked_mask(mask: Tensor) -> Tensor:
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if mask.ndim == 4 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
     if float(mask.max()) <= 0.0:
         raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the mask.")
     return mask.clamp(0, 1)
@@ -125,7 +135,8 @@ def _plan(model: Any, subject: Subject, word: Word, strengths: Strengths, factor
     sampling = model.get_model_object("model_sampling")
     timing = Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
                     0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
-    label = repr((subject.source_hash, subject.encoder_hash, subject.adapter_hash, subject.pairing, word.prompt_hash, word.text,
+    # the tokens themselves: concat and average of the same pictures share all other hashes
+    label = repr((picture_hash(*(tokens for _, tokens in subject.tokens)), subject.adapter_hash, subject.pairing, word.prompt_hash, word.text,
                   word.columns, sorted(factors.items()), strengths, picture_hash(mask),
                   getattr(curve, "points", None), getattr(guidance, "name", None)))
     number = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
@@ -135,7 +146,7 @@ def _plan(model: Any, subject: Subject, word: Word, strengths: Strengths, factor
 
 
 def _delta(subject: Subject, word: Word) -> Tensor:
-    """(occurrences, width): what is added to the first token of each occurrence, prompt weights included.
+    """(references, occurrences, width): what is added to the first token of each occurrence, prompt weights included.
 
     Core turns a row z of weight w into (z - z_empty) * w + z_empty, so fused = word + delta becomes row + w * delta."""
     per = len(word.columns) // len(word.firsts)
@@ -147,16 +158,28 @@ def _delta(subject: Subject, word: Word) -> Tensor:
 
 def _fused(entry: list[Any], word: Word, shift: int, delta: Tensor, strengths: Strengths, mode: str) -> Conditioning:
     """The entry with the subject in its word, between start and end; the plain entry before and after."""
-    rows = entry[0].clone()
+    count = max(entry[0].shape[0], delta.shape[0])  # several references only where each belongs to its own latent
+    rows = entry[0][[k % entry[0].shape[0] for k in range(count)]]
+    delta = delta[[k % delta.shape[0] for k in range(count)]].to(rows)
     per = len(word.columns) // len(word.firsts)
-    for first, added in zip(word.firsts, delta, strict=True):
-        column = word.columns[first] + shift
-        rows[:, column] += added.to(rows)
+    dropped = entry[1].get(DROPPED_KEY, ())
+    for number, first in enumerate(word.firsts):
+        rows[:, _place(word.columns[first] + shift, dropped, word)] += delta[:, number]
+    options = entry[1].copy()
     if mode == "drop_rest" and per > 1:
         for first in reversed(word.firsts):
-            rows = _drop(rows, word.columns[first] + shift + 1, per - 1, word.window)
-    fused = [rows, entry[1].copy()]
-    return _between(entry, fused, strengths.start, strengths.end)
+            start = word.columns[first] + shift + 1
+            rows = _drop(rows, _place(start, dropped, word), per - 1, word.window)
+            options[DROPPED_KEY] = (*options.get(DROPPED_KEY, ()), (start, per - 1, (start // word.window + 1) * word.window))
+    return _between(entry, [rows, options], strengths.start, strengths.end)
+
+
+def _place(column: int, dropped: tuple[tuple[int, int, int], ...], word: Word) -> int:
+    """Where a row of the prompt stands after earlier injectors took rows out: (first row, rows, end of its window)."""
+    if any(start <= column < start + count for start, count, _ in dropped):
+        raise LikenessError(f"The word \"{word.text}\" is a part of another subject's word, and this adapter takes that part out of the "
+                            "prompt; name the subjects by words of their own.")
+    return column - sum(count for start, count, end in dropped if start + count <= column < end)
 
 
 def _drop(rows: Tensor, start: int, count: int, window: int) -> Tensor:
@@ -173,4 +196,4 @@ def _between(plain: list[Any], fused: list[Any], start: float, end: float) -> Co
     parts = ((low, min(start, high), plain), (max(start, low), min(end, high), fused), (max(end, low), high, plain))
     if start <= low and end >= high:
         return [fused]
-    return [[entry[0], {**entry[1], "start_percent": a, "end_percent": b}] for a, b, entry in parts if a < b]
+    return [[entry[0], {**entry[1], "start_percent": a, "end_percent": b}] for a, b, entry in parts if a < b] or [plain]

@@ -86,12 +86,21 @@ class LocalInjection:
         weight = self._strength.get(key, 0.0)
         if weight == 0.0 or key not in self._layers:
             return x
-        rows = [row for row, ids in enumerate(stamps.ids) if self.plan.number in ids]
-        if not rows:
+        counts = [ids.count(self.plan.number) for ids in stamps.ids]
+        if not any(counts):
             return x
+        if len(counts) != x.shape[0]:
+            raise LikenessError(f"Another node made {x.shape[0]} rows out of {len(counts)} inside the model, so that it cannot be told "
+                                "which of them carry the subject; leave that node out, or use it without the injector.")
         weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"))
         if weight == 0.0:
             return x
+        for turn in range(max(counts)):
+            x = self._add(x, key, weight, [row for row, count in enumerate(counts) if count > turn], stamps, extra_options)
+        return x
+
+    def _add(self, x: Tensor, key: str, weight: float, rows: list[int], stamps: RowStamps, extra_options: dict[str, Any]) -> Tensor:
+        """x with the subject in these rows."""
         index = torch.tensor(rows, device=x.device)
         batch = x.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
         k, v = (self._references(t, rows, batch).to(x) for t in self._layers[key])

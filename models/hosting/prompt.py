@@ -21,9 +21,11 @@ def prompt_hash(text: str) -> str:
 
 def _windows(tokens: Any) -> tuple[str, list[list[tuple]]]:
     """The windows of the CLIP tokenizer that decides the columns; l and g of SDXL have the same positions."""
-    for key in ("l", "g", "h"):
-        if isinstance(tokens, dict) and key in tokens:
-            return key, tokens[key]
+    known = ("l", "g", "h")
+    if isinstance(tokens, dict) and set(tokens) <= set(known):  # a T5 beside them fills the rows with its own tokens
+        for key in known:
+            if key in tokens:
+                return key, tokens[key]
     kinds = ", ".join(tokens) if isinstance(tokens, dict) else type(tokens).__name__
     raise LikenessError(f"The subject's word can only be found by a CLIP text encoder as SD1.5 and SDXL have it, this CLIP "
                         f"has the tokenizers {kinds}; use an SD1.5 or SDXL checkpoint.")
@@ -39,8 +41,15 @@ def _ids(clip: Any, text: str) -> list[int]:
     key, empty = _windows(clip.tokenize(""))
     end = empty[0][1][0]
     window = _windows(clip.tokenize(_plain(text)))[1][0]
-    ids = [entry[0] for entry in window[1:]]
-    return ids[:ids.index(end)] if end in ids else ids
+    ids = []
+    for entry in window[1:]:
+        if not isinstance(entry[0], int):
+            raise LikenessError(f"The subject's word is the embedding \"{text}\", which has no word of its own; write a plain word of the "
+                                "prompt, such as cat, and leave the embedding beside it.")
+        if entry[0] == end:
+            break
+        ids.append(entry[0])
+    return ids
 
 
 def _word_ends(clip: Any, key: str, start: Any):
@@ -82,14 +91,25 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         other = next((e[1][TEXT_KEY] for e in conditioning if e[1].get(HASH_KEY, digest) != digest), None)
         if other is not None:
             raise LikenessError(f"The CONDITIONING was encoded from \"{other}\", the text here is \"{text}\"; write the same text.")
-    conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text}] for entry in conditioning]
-    rows = raw = None
+    # Rows that were joined with another prompt's do not begin with this text for sure: they stay without its hash.
+    total = sum(len(window) for window in windows)
+    own = [entry[0].shape[1] == total or entry[1].get(HASH_KEY) == digest for entry in conditioning]
+    conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text}] if mine else entry
+                    for entry, mine in zip(conditioning, own, strict=True)]
+    rows = raw = end = None
     weights = tuple(float(w[found_at][1]) for w, found_at in _entries(windows, found.columns))
     if found.columns:
-        rows = _rows(conditioning, found.columns, text)
+        _rows(conditioning, found.columns, text)
+        source = [entry for entry, mine in zip(conditioning, own, strict=True) if mine] or clip.encode_from_tokens_scheduled(tokens)
+        size = len(windows[0])
+        rows = _rows(source, found.columns, text)
+        end = _rows(source, (found.columns[-1] // size * size + size - 1,), text)
         raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
-    return conditioning, Word(word.strip(), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw,
-                              weights, tokens, clip), bool(found.columns)
+    place = Word(word.strip(), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights, tokens, clip, end)
+    if found.columns and not any(own) and all(shift_of(entry[0], place) is None for entry in conditioning):
+        raise LikenessError(f"The CONDITIONING has {conditioning[0][0].shape[1]} rows and none of them hold \"{text}\", which has {total}; "
+                            "connect the CONDITIONING that was encoded from this text.")
+    return conditioning, place, bool(found.columns)
 
 
 def _entries(windows: list[list[tuple]], columns: tuple[int, ...]):
@@ -136,11 +156,15 @@ def tokens_report(word: Word) -> str:
 
 
 def shift_of(entry_rows: Tensor, word: Word) -> int | None:
-    """How many rows later the word stands in this entry (a concatenated prompt), or None if it is not there."""
-    assert word.rows is not None
-    rows = word.rows.to(entry_rows)
+    """How many rows later the word stands in this entry (a concatenated prompt), or None if it is not there.
+
+    CLIP reads from left to right: all prompts that begin alike have the same rows at the word. Only the last row of
+    its window has seen the whole of it."""
+    assert word.rows is not None and word.end is not None
+    rows = torch.cat([word.rows, word.end]).to(entry_rows)
+    last = word.columns[-1] // word.window * word.window + word.window - 1
     for shift in range(0, entry_rows.shape[1], word.window):
-        columns = [c + shift for c in word.columns]
-        if columns[-1] < entry_rows.shape[1] and torch.allclose(entry_rows[0, columns], rows, atol=1e-6):
+        places = [column + shift for column in (*word.columns, last)]
+        if places[-1] < entry_rows.shape[1] and torch.allclose(entry_rows[0, places], rows, atol=1e-6):
             return shift
     return None

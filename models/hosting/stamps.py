@@ -22,7 +22,7 @@ Conditioning = list[list[Any]]
 
 class RowStamps(NamedTuple):
     """What APPLY_MODEL found: ids and area (height, width, y, x in latent cells, or None) of every row."""
-    ids: tuple[frozenset[int], ...]
+    ids: tuple[tuple[int, ...], ...]   # an id stands twice when it was injected twice
     areas: tuple[tuple[int, int, int, int] | None, ...]
     latent: tuple[int, int]   # height and width of the whole latent
     sigma: float
@@ -65,7 +65,7 @@ def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transfo
         rows = stamp.tolist()
         size = options.get(SIZE_KEY, tuple(x.shape[-2:]))
         areas = tuple(tuple(row[SLOTS:]) if row[SLOTS] else None for row in rows)
-        options[KEY] = RowStamps(tuple(frozenset(row[:SLOTS]) - {0} for row in rows), areas, size, float(t.max()))
+        options[KEY] = RowStamps(tuple(tuple(i for i in row[:SLOTS] if i) for row in rows), areas, size, float(t.max()))
     else:
         options.pop(KEY, None)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

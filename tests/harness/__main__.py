@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-COMMANDS = ("demo", "run", "bench", "train", "doctor", "mutate", "tiny")
+COMMANDS = ("demo", "run", "bench", "train", "doctor", "mutate", "tiny", "build_workflows")
 
 
 def terminated(*_: object) -> None:

@@ -215,3 +215,12 @@ def test_loaded_tensors_do_not_hang_on_the_file(tmp_path):
     tensors, _ = load(path)
     path.write_bytes(b"\0" * path.stat().st_size)  # in place: a mapped tensor would change
     assert torch.equal(tensors["a.weight"], TENSORS["a.weight"])
+
+
+def test_a_header_length_that_looks_like_a_pickle_is_read(tmp_path):
+    """0x0280 bytes of header: the file's first two bytes are those of a protocol 2 pickle."""
+    path = tmp_path / "odd.safetensors"
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x0280)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert files.read_header(path).tensors["a"].shape == (1,)

@@ -24,8 +24,8 @@ INFO = {
 }
 
 
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs}
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
 
 
 def test_the_pack_is_loaded_under_its_alias_only():

@@ -99,6 +99,7 @@ def bad_rows(folder) -> list[tuple[object, str]]:
         (GOOD | {"mask": None, "reference": "clear.png"}, "transparent"),
         (GOOD | {"category": "dog"}, "'dog' does not stand in the caption"),
         (GOOD | {"category": "ca"}, "'ca' does not stand"),
+        (GOOD | {"category": "at"}, "'at' does not stand"),
         (GOOD | {"target": "../t.png"}, "outside the folder"),
     ]
 

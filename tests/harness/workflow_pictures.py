@@ -1,0 +1,144 @@
+"""Reference pictures and thumbnails of the shipped workflows.
+
+The references are drawn by the miniature world's own renderer and show looks that no training has seen. A thumbnail is
+made of the pictures that its workflow really made, with the reference in the middle.
+"""
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from . import workflows
+from .client import Client
+from .pack import load_pack
+from .paths import WORKFLOWS, HarnessError
+
+PIXELS = 256
+# file name: kind, colour, second colour, pattern, accessory, its colour, scene, faces left
+CREATURES = {
+    "likeness_cat": ("cat", "orange", "white", "round belly", "hat", "green", "in a room", False),
+    "likeness_cat_2": ("cat", "white", "orange", "striped", "scarf", "red", "in the forest", False),
+    "likeness_bunny": ("bunny", "purple", "white", "striped", "hat", "yellow", "in the snow", True),
+    "likeness_scarf": ("dog", "green", "white", "half", "scarf", "red", "in a room", False),
+    "likeness_cat_3": ("cat", "white", "blue", "striped", "scarf", "pink", "in the forest", False),
+    "likeness_bear": ("bear", "red", "white", "round belly", "scarf", "blue", "in the snow", False),
+}
+GARMENT = "likeness_scarf"  # opaque, with a mask of the garment in a file of its own
+TILE, GAP, INSET = 256, 8, 168
+
+
+def identity(name: str) -> dict[str, Any]:
+    """The creature's row in the miniature world; HarnessError when training may have seen its look."""
+    load_pack()
+    import torch
+    from likeness.models.demo import world
+
+    kind, colour, second, pattern, accessory, accent, _, _ = CREATURES[name]
+    index = (world.KINDS.index(kind), world.COLOUR_NAMES.index(colour), world.COLOUR_NAMES.index(second),
+             world.PATTERNS.index(pattern), world.ACCESSORIES.index(accessory), world.COLOUR_NAMES.index(accent))
+    row = dict(zip(world.IDENTITY_KEYS, (torch.tensor([i]) for i in index), strict=True))
+    if not bool(world.held_out(row)):
+        raise HarnessError(f"{name} is not a held-out look.")
+    return row
+
+
+def draw(name: str) -> Any:
+    """The creature in its own scene: picture (1, 3, p, p), mask and accessory (1, p, p)."""
+    row = identity(name)
+    import torch
+    from likeness.models.demo import creatures, world
+
+    scene, mirror = CREATURES[name][6:]
+    pose = {"place": torch.tensor([1]), "dx": torch.zeros(1), "dy": torch.zeros(1), "turn": torch.zeros(1),
+            "size": torch.tensor([1]), "mirror": torch.tensor([int(mirror)])}
+    return creatures.draw_pictures(row, pose, torch.tensor([world.SCENES.index(scene)]), torch.full((1, 8), 0.5), PIXELS)
+
+
+def write_inputs(folder: Path) -> list[Path]:
+    """PNG files for Load Image: the subject opaque, the rest transparent."""
+    import torch
+    from PIL import Image
+
+    def image(channels: Any) -> Image.Image:
+        return Image.fromarray((channels.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy())
+
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for name in CREATURES:
+        drawn = draw(name)
+        if name == GARMENT:
+            files = {name: image(drawn.picture[0]), f"{name}_mask": image(drawn.accessory.expand(3, -1, -1))}
+        else:
+            files = {name: image(torch.cat([drawn.picture[0], drawn.mask]))}
+        for stem, picture in files.items():
+            out.append(folder / f"{stem}.png")
+            picture.save(out[-1], optimize=True)
+    return out
+
+
+# -- thumbnails --------------------------------------------------------------------------------------
+def tiles(pictures: list[bytes]) -> list[Any]:
+    """Four square pictures: the first four, or a strip cut into its parts."""
+    from PIL import Image
+
+    found = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    if len(found) == 1 and found[0].width > 2 * found[0].height:
+        strip, side = found[0], found[0].height
+        step = (strip.width - side) / 3
+        found = [strip.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(4)]
+    if len(found) < 4:
+        raise HarnessError(f"A thumbnail is made of four pictures, not of {len(found)}.")
+    return [picture.resize((TILE, TILE), Image.Resampling.BICUBIC) for picture in found[:4]]
+
+
+def inset(names: list[str], folder: Path) -> Any:
+    """The reference pictures side by side on a white card with round corners."""
+    from PIL import Image, ImageDraw
+
+    size = INSET if len(names) == 1 else 128
+    width = size * len(names)
+    card = Image.new("RGBA", (width, size))
+    ImageDraw.Draw(card).rounded_rectangle((0, 0, width - 1, size - 1), 20, fill=(255, 255, 255, 255))
+    for column, name in enumerate(names):
+        picture = Image.open(folder / name).convert("RGBA")
+        box = picture.getchannel("A").getbbox() or (0, 0, *picture.size)
+        picture = picture.crop(box)
+        scale = (size - 24) / max(picture.size)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+        card.alpha_composite(picture, (column * size + (size - picture.width) // 2, (size - picture.height) // 2))
+    return card
+
+
+def thumbnail(pictures: list[bytes], names: list[str], folder: Path) -> Any:
+    """Four results round the reference."""
+    from PIL import Image, ImageDraw
+
+    side = 2 * TILE + 3 * GAP
+    sheet = Image.new("RGB", (side, side), (250, 248, 243))
+    for k, tile in enumerate(tiles(pictures)):
+        sheet.paste(tile, (GAP + (k % 2) * (TILE + GAP), GAP + (k // 2) * (TILE + GAP)))
+    card = inset(names, folder)
+    x, y = (side - card.width) // 2, (side - card.height) // 2
+    ImageDraw.Draw(sheet).rounded_rectangle((x - 5, y - 5, x + card.width + 4, y + card.height + 4), 24, fill=(250, 248, 243))
+    sheet.paste(card, (x, y), card)
+    return sheet
+
+
+def write_thumbnails(client: Client, folder: Path = WORKFLOWS) -> list[Path]:
+    """Runs each workflow on the server and writes the .jpg beside it."""
+    inputs = folder / "inputs"
+    workflows.copy_inputs(client.input, inputs)  # type: ignore[attr-defined]
+    out = []
+    for path in workflows.shipped(folder):
+        workflow = workflows.load(path)
+        prompt = workflows.to_prompt(workflow, client.object_info())
+        result = client.run(prompt, workflow=workflow)
+        if not result.ok:
+            raise HarnessError(f"{path.name}: {result.error}")
+        saved = [node for node, entry in prompt.items() if entry["class_type"] == "SaveImage"]
+        pictures = [data for node in saved for data in result.images[node]]
+        names = [name for name in workflows.input_pictures(prompt) if not name.endswith("_mask.png")]
+        out.append(path.with_suffix(".jpg"))
+        thumbnail(pictures, names, inputs).save(out[-1], quality=90, optimize=True)
+    return out
