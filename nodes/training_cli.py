@@ -98,13 +98,19 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     import torch
 
     base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
-    pairs, steps = settings.pop("pairs", 8192), settings.pop("steps", None) or 1800
+    pairs, steps = settings.pop("pairs", 10240), settings.pop("steps", None) or 2600
     start = settings.pop("start", None)
     config = CustAnyConfig(base.width, tuple((c.family, c.width) for _, c in base.encoders),
                            tuple(layer for layer in base.layers if layer[0].startswith("output.")), head_dim=32,
                            resolutions=tuple(base.sizes), base="miniature").check()
     started = time.time()
-    data = lessons.prepare(pairs, 21, lessons.ADAPTER_VARIATION, base.encode_image, base.features, base.embed_image)
+    kept = out.parent / f"lessons_{pairs}.pt"
+    if kept.exists():
+        data = lessons.Lessons(*torch.load(kept, weights_only=True))
+    else:
+        data = lessons.prepare(pairs, 21, lessons.ADAPTER_VARIATION, base.encode_image, base.features, base.embed_image)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(tuple(data), kept)
     _say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
 
     class Source:
@@ -114,8 +120,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
             features = [(c[index].float(), p[index].float()) for c, p in data.features]
             return Batch(None, None, data.latents[index], captions, words, features, data.embeds[index])
 
-    train_config = TrainConfig(**{"steps": steps, "batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "global_off": 0.15,
-                                  "local_off": 0.15, "decouple": "off", "export_dtype": "fp16", "save_every": 200, **settings})
+    train_config = TrainConfig(**{"steps": steps, "batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "global_off": 0.1,
+                                  "local_off": 0.1, "decouple": "off", "export_dtype": "fp16", "save_every": 200, **settings})
     task = CustAnyTask(base, config, train_config, base.hashes)
     _begin_with(task, start)
     result = train(task, train_config, Source(), out, log=_Progress(), metadata={"command": command})

@@ -34,6 +34,18 @@ def find_word(windows: Sequence[Sequence[object]], word: Sequence[int], occurren
     return Found(columns, tuple(range(0, len(columns), len(word))) if word else (), len(starts))
 
 
+def is_cut(windows: Sequence[Sequence[object]], word: Sequence[int], end: int) -> bool:
+    """Whether the word stands across the border of two windows; `end` is the token that closes a window's text."""
+    for left, right in zip(windows, windows[1:]):
+        close = next((k for k, token in enumerate(left) if isinstance(token, int) and token == end), len(left))
+        for before in range(1, len(word)):
+            tail, head = left[max(1, close - before):close], right[1:1 + len(word) - before]
+            around = [*tail, *head]
+            if len(around) == len(word) and all(isinstance(t, int) and t == w for t, w in zip(around, word, strict=True)):
+                return True
+    return False
+
+
 def near_words(prompt: str, word: str, count: int = 3) -> list[str]:
     """Words of the prompt that look like the one that was not found."""
     words = list(dict.fromkeys(re.findall(r"[^\s,.;:!?()\[\]{}\"]+", prompt.lower())))

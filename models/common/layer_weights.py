@@ -82,6 +82,6 @@ def weights_report(weights: LayerWeights, base: str) -> str:
     names = level_names([key for key, _ in weights], base)
     lines = []
     for level in LEVELS:
-        own = ", ".join(f"{key}: {factor:g}" for key, factor in weights if names[key] == level)
+        own = ", ".join(f"{key}: {factor:.3g}" for key, factor in weights if names[key] == level)
         lines.append(f"{level}: {own or 'this adapter has no such layers'}")
     return "\n".join(lines)

@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("easy", 3600, EASY, 14336, 1),
-    Stage("wide", 2000, Variation(scene=0.3, mirror=True, pairs=0.25), 16384, 2),
+    Stage("pairs", 1300, Variation(pairs=0.25), 12288, 2),
 )
 BATCH, LEARNING_RATE, EMA = 32, 1e-3, 0.998
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from . import world
 from .captions import captions
 from .creatures import draw_pictures, draw_references
-from .world import ACCESSORIES, KINDS, Rows, Variation
+from .world import ACCESSORIES, EASY, KINDS, Rows, Variation
 
 OTHER_KIND, GARMENT = 0.2, 0.5  # share of pairs; GARMENT counts among those that wear something
-ADAPTER_VARIATION = Variation(scene=0.3, mirror=True)
+ADAPTER_VARIATION = EASY  # what the base can draw
+REFERENCE_VARIATION = Variation(turn=0.1, mirror=True)  # what a reference may look like
 _BLOCK = 256
 
 Features = list[tuple[Tensor, Tensor]]
@@ -46,7 +47,8 @@ class Pair(NamedTuple):
 def draw_pairs(n: int, generator: torch.Generator, variation: Variation) -> Pair:
     """n pairs (pictures (n, 3, 64, 64) in 0..1) of training identities."""
     identity, scene = world.draw_split(n, generator)
-    pose, other = (world.draw_poses(n, generator, variation) for _ in range(2))
+    pose = world.draw_poses(n, generator, variation)
+    other = world.draw_poses(n, generator, REFERENCE_VARIATION)
     target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation)).picture
     chance = torch.rand(n, 2, generator=generator)
     garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT * 0.5)

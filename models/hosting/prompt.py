@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.columns import Found, find_word, near_words
+from ..common.columns import Found, find_word, is_cut, near_words
 from ..common.errors import LikenessError
 from ..common.records import Word
 
@@ -36,13 +36,16 @@ def _plain(text: str) -> str:
     return text.replace("\\", "").replace("(", "\\(").replace(")", "\\)")
 
 
+def _end(clip: Any) -> int:
+    """The token that closes a text."""
+    return _windows(clip.tokenize(""))[1][0][1][0]
+
+
 def _ids(clip: Any, text: str) -> list[int]:
     """Token ids of a piece of text without start, end and padding."""
-    key, empty = _windows(clip.tokenize(""))
-    end = empty[0][1][0]
-    window = _windows(clip.tokenize(_plain(text)))[1][0]
+    end = _end(clip)
     ids = []
-    for entry in window[1:]:
+    for entry in _windows(clip.tokenize(_plain(text)))[1][0][1:]:
         if not isinstance(entry[0], int):
             raise LikenessError(f"The subject's word is the embedding \"{text}\", which has no word of its own; write a plain word of the "
                                 "prompt, such as cat, and leave the embedding beside it.")
@@ -84,7 +87,7 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
     found, key, windows = locate(clip, tokens, word, occurrence)
     digest = prompt_hash(text)
     if not found.columns and on_missing == "error":
-        raise LikenessError(_missing(text, word, occurrence, found))
+        raise LikenessError(_missing(clip, text, word, occurrence, found, windows))
     if conditioning is None:
         conditioning = clip.encode_from_tokens_scheduled(tokens)
     else:
@@ -132,10 +135,13 @@ def _unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> 
     return _rows(clip.encode_from_tokens_scheduled(plain), columns, text)
 
 
-def _missing(text: str, word: str, occurrence: int, found: Found) -> str:
+def _missing(clip: Any, text: str, word: str, occurrence: int, found: Found, windows: list[list[tuple]]) -> str:
     if found.total:
         return (f"The prompt has the word \"{word}\" {found.total} time{'s' if found.total > 1 else ''}, occurrence "
                 f"{occurrence} was asked for; choose a smaller number or 0 for all.")
+    if is_cut([[entry[0] for entry in window] for window in windows], _ids(clip, word.strip()), _end(clip)):
+        return (f"The word \"{word}\" is cut in two where the prompt goes on in another window of {len(windows[0])} tokens; move it by a "
+                "word or two.")
     near = near_words(text, word)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; write it into the prompt as it is written here."
     return f"The word \"{word}\" is not in the prompt \"{text}\"{hint}"

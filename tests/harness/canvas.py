@@ -4,7 +4,7 @@
     left = board.group("1  Model", (0, 0))
     loader = left.add("CheckpointLoaderSimple", {"ckpt_name": "x.safetensors"})
     left.add("CLIPTextEncode", {"clip": loader["CLIP"], "text": "a cat"})
-    board.save(path)
+    write(path, board.data())
 
 A value that is a Link becomes a link, any other value is written into the widget of that name. Nodes stand in
 columns inside their group, groups stand in a grid; all places and sizes follow from that.
@@ -16,128 +16,15 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .paths import HarnessError
+from .canvas_boxes import BADGE, FRAME, GROUP_GAP, GROUP_TITLE, SLOT, TEXT_BOX, WIDGET, WIDTH, Group, Link, Node
+from .canvas_inputs import Input, inputs_of
+from .paths import ROOT, HarnessError
 from .workflows import options
 
 MUTED = 2
-TITLE, SLOT, WIDGET, TEXT_BOX = 30, 20, 24, 96  # heights of litegraph in pixels
-GAP, PADDING, GROUP_TITLE, GROUP_GAP = 30, 24, 60, 60
-WIDTH = 300
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 CORE_VERSION = "0.30.0"
 NAMESPACE = uuid.UUID("6c1f3c0a-8f0e-5b57-9d0b-3d8d1f6f2a11")  # ids of graphs and sub-graphs follow from their names
 NOTE = ("MarkdownNote", "#432", "#653")
-
-
-class Link(NamedTuple):
-    """One output of a node (or, inside a sub-graph, one of its inputs: node -10)."""
-    node: int
-    slot: int
-    type: str
-
-
-def _extra(spec: Any) -> dict:
-    """Second part of an input's spec: default, limits, hints."""
-    return spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
-
-
-class Input(NamedTuple):
-    name: str
-    type: str
-    widget: bool
-    optional: bool
-    spec: Any
-
-
-def inputs_of(schema: dict) -> list[Input]:
-    """Inputs in the host's order: required, then optional. Hidden ones have no place on the canvas."""
-    found = []
-    for section in ("required", "optional"):
-        specs = schema["input"].get(section) or {}
-        for name in schema.get("input_order", {}).get(section) or list(specs):
-            spec = specs[name]
-            combo = options(spec) is not None
-            kind = "COMBO" if combo else str(spec[0])
-            widget = kind in WIDGETS and not _extra(spec).get("forceInput")
-            found.append(Input(name, kind, widget, section == "optional", spec))
-    return found
-
-
-def default(item: Input) -> Any:
-    """What the page puts into a fresh widget."""
-    if "default" in _extra(item.spec):
-        return _extra(item.spec)["default"]
-    choices = options(item.spec)
-    if choices:
-        return choices[0]
-    return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(item.type, "")
-
-
-def is_seed(item: Input) -> bool:
-    """The page adds a second widget, control_after_generate, behind such an input."""
-    return bool(_extra(item.spec).get("control_after_generate")) or (item.type == "INT" and item.name in ("seed", "noise_seed"))
-
-
-def is_upload(item: Input) -> bool:
-    return bool(_extra(item.spec).get("image_upload"))
-
-
-class Node:
-    """One box; `node["MODEL"]` is its output of that name."""
-
-    def __init__(self, data: dict) -> None:
-        self.data = data
-
-    @property
-    def id(self) -> int:
-        return self.data["id"]
-
-    def __getitem__(self, name: str) -> Link:
-        for slot, output in enumerate(self.data["outputs"]):
-            if output["name"] == name:
-                return Link(self.id, slot, output["type"])
-        raise HarnessError(f"{self.data['type']} has no output {name!r}, but "
-                           f"{[o['name'] for o in self.data['outputs']]}.")
-
-
-class Group:
-    """A titled frame. cell: (column, row) in the grid of groups."""
-
-    def __init__(self, board: Board, title: str, cell: tuple[int, int], color: str) -> None:
-        self.board, self.title, self.cell, self.color = board, title, cell, color
-        self.cells: dict[tuple[int, int], list[Node]] = {}
-
-    def add(self, kind: str | Sub, values: dict | None = None, *, title: str = "", column: int = 0, row: int = 0,
-            width: int = 0, room: int = 0, muted: bool = False, models: tuple = ()) -> Node:
-        """A new node below the others of its cell. room: further height, for pictures and long texts."""
-        node = self.board.node(kind, values or {}, title, width, room, muted, models)
-        self.cells.setdefault((column, row), []).append(node)
-        return node
-
-    def note(self, text: str, *, title: str = "Read me", width: int = 420, height: int = 500) -> Node:
-        node = self.board.note(text, title, width, height)
-        self.cells.setdefault((0, 0), []).append(node)
-        return node
-
-    def arrange(self, x: float, y: float) -> tuple[float, float]:
-        """Places the nodes with the frame's corner at (x, y); size of the frame."""
-        lefts, left = {}, x + PADDING
-        for column in sorted({c for c, _ in self.cells}):
-            nodes = [n for (c, _), cell in self.cells.items() if c == column for n in cell]
-            width = max(n.data["size"][0] for n in nodes)
-            for node in nodes:
-                node.data["size"][0] = width
-            lefts[column], left = left, left + width + GAP
-        top = bottom = y + GROUP_TITLE
-        for row in sorted({r for _, r in self.cells}):
-            for (column, _), cell in ((key, cell) for key, cell in self.cells.items() if key[1] == row):
-                place = top
-                for node in cell:
-                    node.data["pos"] = [lefts[column], place + TITLE]
-                    place += TITLE + node.data["size"][1] + GAP
-                bottom = max(bottom, place)
-            top = bottom
-        return left - GAP + PADDING - x, bottom - GAP + PADDING - y
 
 
 class Canvas:
@@ -198,8 +85,9 @@ class Canvas:
                 entry["shape"] = 7
             if item.widget:
                 entry["widget"] = {"name": item.name}
-                widgets += self._widget_values(kind, item, value, muted)
-                height += TEXT_BOX if _extra(item.spec).get("multiline") else WIDGET * (1 + is_seed(item) + is_upload(item))
+                node.values[item.name] = self._widget_value(kind, item, value, muted)
+                widgets += [node.values[item.name], *(["fixed"] if item.seed else [])]
+                height += TEXT_BOX if item.multiline else WIDGET * (1 + item.seed + item.upload)
             elif value is None and not item.optional and not muted:
                 raise HarnessError(f"{kind}: input {item.name} is not connected.")
             entry["link"] = None
@@ -208,26 +96,26 @@ class Canvas:
                 self.connect(value, node, len(node.data["inputs"]) - 1)
             elif value is not None and not item.widget:
                 raise HarnessError(f"{kind}: input {item.name} takes a link, not {value!r}.")
-        if any(is_upload(item) for item in items):
+        if any(item.upload for item in items):
             widgets.append("image")  # the upload button, last of all
         for name, kind_out in zip(schema["output_name"], schema["output"], strict=True):
             kind_out = "COMBO" if isinstance(kind_out, list) else kind_out
             node.data["outputs"].append({"localized_name": name, "name": name, "type": kind_out, "links": []})
         slots = max(sum(not item.widget for item in items), len(schema["output"]))
-        node.data["size"] = [width or WIDTH, slots * SLOT + height + 16 + room]
+        node.data["size"] = [width or WIDTH, slots * SLOT + height + FRAME + (BADGE if ours else 0) + room]
         node.data["properties"] = properties
         node.data["widgets_values"] = widgets
         if title:
             node.data["title"] = title
         return node
 
-    def _widget_values(self, kind: str, item: Input, value: Any, muted: bool) -> list:
+    def _widget_value(self, kind: str, item: Input, value: Any, muted: bool) -> Any:
         if value is None or isinstance(value, Link):
-            value = default(item)
+            value = item.default
         choices = options(item.spec)
-        if choices is not None and value not in choices and not muted and not is_upload(item):
+        if choices is not None and value not in choices and not muted and not item.upload:
             raise HarnessError(f"{kind}: {item.name} cannot be {value!r}, but {choices}.")
-        return [value, *(["fixed"] if is_seed(item) else [])]
+        return value
 
     def _instance(self, sub: Sub, values: dict, title: str, width: int, room: int) -> Node:
         self.subs[sub.id] = sub
@@ -253,10 +141,11 @@ class Canvas:
                 raise HarnessError(f"{sub.name}: input {entry['name']} is not connected.")
         for entry in sub.outputs:
             node.data["outputs"].append({"name": entry["name"], "type": entry["type"], "links": []})
-        node.data["size"] = [width or WIDTH, max(slots, len(sub.outputs)) * SLOT + height + 16 + room]
-        proxies = [[str(p.node), p.widget] for p in sub.promoted.values()] + [list(p) for p in sub.previews]
-        node.data["properties"] = {"proxyWidgets": proxies, "cnr_id": "likeness", "ver": pack_version()}
-        node.data["widgets_values"] = []
+        node.data["size"] = [width or WIDTH, max(slots, len(sub.outputs)) * SLOT + height + FRAME + BADGE + room]
+        proxies = [[str(p.node), p.widget] for p in sub.promoted.values()]
+        node.data["properties"] = {"proxyWidgets": proxies, "previewExposures": sub.previews, "cnr_id": "likeness",
+                                   "ver": pack_version()}
+        node.data["widgets_values"] = [p.value for p in sub.promoted.values()]
         return node
 
     def connect(self, link: Link, node: Node, slot: int) -> int:
@@ -312,6 +201,7 @@ class Promoted(NamedTuple):
     node: int
     widget: str
     height: int
+    value: Any
 
 
 class Sub(Canvas):
@@ -326,7 +216,7 @@ class Sub(Canvas):
         self.outputs: list[dict] = []
         self.required: set[str] = set()
         self.promoted: dict[str, Promoted] = {}
-        self.previews: list[tuple[str, str]] = []
+        self.previews: list[dict[str, str]] = []
 
     def input(self, name: str, kind: str, required: bool = True) -> Link:
         """A socket on the left; use the link as often as needed."""
@@ -342,11 +232,13 @@ class Sub(Canvas):
         item = next(i for i in inputs_of(self.info[node.data["type"]]) if i.name == widget)
         link = self.input(name, item.type, required=False)
         self.connect(link, node, slot)
-        self.promoted[name] = Promoted(node.id, widget, TEXT_BOX if _extra(item.spec).get("multiline") else WIDGET)
+        height = TEXT_BOX if item.multiline else WIDGET
+        self.promoted[name] = Promoted(node.id, widget, height, node.values[widget])
 
     def preview(self, node: Node) -> None:
         """Show an inner node's preview picture on the outside."""
-        self.previews.append((str(node.id), "$$canvas-image-preview"))
+        name = "$$canvas-image-preview"
+        self.previews.append({"name": name, "sourceNodeId": str(node.id), "sourcePreviewName": name})
 
     def output(self, name: str, link: Link) -> None:
         number = len(self.links) + 1
@@ -406,8 +298,6 @@ class Board(Canvas):
 
 def pack_version() -> str:
     """Version of the pack, from pyproject.toml (read as text: Python 3.10 has no reader for it)."""
-    from .paths import ROOT
-
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return text.split('version = "', 1)[1].split('"')[0]
 

@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
             what = row["error"] or ", ".join(row.get("missing", [])) or f"{len(row['images'])} pictures"
             print(f"  {row['status']:>18}  {row['seconds']:7.1f} s  {row['name']}: {what}", flush=True)
         report = {
-            "host": host_version(), "device": "cpu" if server.cpu else "accelerator",
+            "host": host_version(), "device": "CPU" if server.cpu else "graphics card",
             "python": platform.python_version(), "system": platform.platform(),
             "seconds_until_ready": round(ready, 1), "seconds": round(time.monotonic() - begin, 1),
             "workflows": rows,

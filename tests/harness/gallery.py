@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main, header { max-width: 1120px; margin: 0 auto; padding: 0 24px; }
+main, header { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 48px; }
 h1 { font-size: 34px; letter-spacing: -.02em; margin: 0 0 6px; }
 h2 { font-size: 21px; letter-spacing: -.01em; margin: 0; }
@@ -29,16 +30,24 @@ nav a:hover { border-color: var(--mark); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 22px 24px;
   margin: 20px 0; }
 section > .head { display: flex; align-items: baseline; justify-content: space-between; gap: 16px; }
-.note { white-space: pre-line; max-width: 76ch; margin: 10px 0 0; color: var(--soft); }
-.row { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 14px; margin-top: 18px; }
+.lead { max-width: 76ch; margin: 8px 0 0; color: var(--soft); }
+.notes { max-width: 76ch; }
+.notes h3 { font-size: 15px; margin: 16px 0 4px; }
+.notes p, .notes ul { margin: 6px 0; }
+code { font-size: .92em; background: var(--paper); padding: 1px 5px; border-radius: 5px; }
+summary { cursor: pointer; }
+.row { display: flex; align-items: flex-start; gap: 18px; margin-top: 18px; }
+.out { display: flex; flex-wrap: wrap; gap: 14px; }
+@media (max-width: 760px) { .row { flex-direction: column; } }
 figure { margin: 0; }
 figure img, figure video { display: block; border-radius: 8px; border: 1px solid var(--line);
   background: repeating-conic-gradient(var(--line) 0 25%, transparent 0 50%) 0 0 / 16px 16px;
   max-width: 100%; }
 img.pixels { image-rendering: pixelated; }
 figcaption { margin-top: 5px; max-width: 260px; overflow-wrap: anywhere; }
-.given { display: flex; flex-wrap: wrap; gap: 14px; padding-right: 18px;
+.given { display: flex; flex: none; flex-direction: column; gap: 14px; padding-right: 18px;
   border-right: 2px solid var(--mark); }
+.given img { max-width: 200px; height: auto; }
 .error { color: var(--bad); margin: 12px 0 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 details { margin-top: 16px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
@@ -75,7 +84,7 @@ def shown_size(data: bytes) -> tuple[int, bool]:
     except (UnidentifiedImageError, OSError):
         return 256, False
     longer = max(width, height)
-    if longer <= 160:
+    if longer <= 320:
         return width * max(1, 224 // longer), True
     return min(width, round(width * 420 / longer)) if longer > 420 else width, False
 
@@ -83,7 +92,7 @@ def shown_size(data: bytes) -> tuple[int, bool]:
 def figure(picture: Picture) -> str:
     data = picture.data
     source = base64.b64encode(data).decode()
-    label = html.escape(picture.label)
+    label = "" if picture.label in ("Save Image", "Preview Image") else html.escape(picture.label)
     caption = f"<figcaption>{label}</figcaption>" if label else ""
     if data[4:8] == b"ftyp" or data.startswith(b"\x1aE\xdf\xa3"):
         kind = "video/mp4" if data[4:8] == b"ftyp" else "video/webm"
@@ -96,6 +105,32 @@ def figure(picture: Picture) -> str:
     return f"<figure>{tag}{caption}</figure>"
 
 
+def inline(text: str) -> str:
+    """One line of the notes' markdown: bold, italic, code."""
+    text = html.escape(" ".join(text.split()))
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    return re.sub(r"(?<!\w)[*_]([^*_]+)[*_](?!\w)", r"<em>\1</em>", text)
+
+
+def blocks(markdown: str) -> list[str]:
+    """The little markdown that notes use, one HTML block each: headings, lists, paragraphs."""
+    out = []
+    for chunk in re.split(r"\n\s*\n|\n(?=#)|(?<=\n)(?=[-*] )", markdown):
+        lines = [line for line in chunk.splitlines() if line.strip()]
+        if lines and lines[0].startswith("#"):
+            out.append(f"<h3>{inline(lines.pop(0).lstrip('#'))}</h3>")
+        if lines and re.match(r"[-*] ", lines[0]):
+            item = f"<li>{inline(' '.join([lines[0][2:], *lines[1:]]))}</li>"
+            if out and out[-1].endswith("</ul>"):
+                out[-1] = out[-1].removesuffix("</ul>") + item + "</ul>"
+            else:
+                out.append(f"<ul>{item}</ul>")
+        elif lines:
+            out.append(f"<p>{inline(' '.join(lines))}</p>")
+    return out
+
+
 def figures(pictures: list[Picture]) -> str:
     return "".join(map(figure, pictures))
 
@@ -104,14 +139,20 @@ def section_html(number: int, section: Section) -> str:
     seconds = f'<span class="time">{section.seconds:.1f} s</span>' if section.seconds else ""
     name = html.escape(section.title)
     parts = [f'<section id="w{number}"><div class="head"><h2>{name}</h2>{seconds}</div>']
-    parts += [f'<p class="note">{html.escape(text)}</p>' for text in section.notes]
+    notes = [block for text in section.notes for block in blocks(text)]
+    lead = next((block for block in notes if block.startswith("<p>")), "")
+    # The first sentences tell what the workflow is for; the rest is there for who wants to use it.
+    parts.append(lead.replace("<p>", '<p class="lead">', 1))
     given = f'<div class="given">{figures(section.inputs)}</div>' if section.inputs else ""
     if given or section.results:
-        parts.append(f'<div class="row">{given}{figures(section.results)}</div>')
+        parts.append(f'<div class="row">{given}<div class="out">{figures(section.results)}</div></div>')
     if section.previews:
         opened = "" if section.results else " open"
         parts.append(f"<details{opened}><summary>Previews on the way ({len(section.previews)})</summary>"
-                     f'<div class="row">{figures(section.previews)}</div></details>')
+                     f'<div class="row"><div class="out">{figures(section.previews)}</div></div></details>')
+    if len(notes) > 1:
+        text = "".join(notes)
+        parts.append(f'<details><summary>Notes of the workflow</summary><div class="notes">{text}</div></details>')
     if section.texts:
         text = html.escape("\n\n".join(section.texts))
         parts.append(f"<details><summary>What the nodes say</summary><pre>{text}</pre></details>")
@@ -124,8 +165,9 @@ def write_gallery(path: Path, sections: list[Section], report: dict) -> None:
     """Write the page; it needs no other file and no network."""
     count = sum(bool(s.results or s.previews) for s in sections)
     pictures = sum(len(s.results) for s in sections)
-    facts = (f"{count} workflows, {pictures} pictures, {report['seconds']:.0f} seconds in all. "
-             f"ComfyUI {report['host']} on {report['device']}, {report['system']}.")
+    facts = (f"{count} workflow{'s' * (count != 1)}, {pictures} picture{'s' * (pictures != 1)}, "
+             f"{report['seconds']:.0f} seconds in all. ComfyUI {report['host']} on the {report['device']}, "
+             f"{report['system']}.")
     links = "".join(f'<a href="#w{i}">{html.escape(s.title)}</a>' for i, s in enumerate(sections))
     body = "".join(section_html(i, s) for i, s in enumerate(sections))
     page = f"""<!doctype html>

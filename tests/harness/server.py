@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,11 +34,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def holds_files(folder: Path) -> bool:
+    """False for a folder of a fresh ComfyUI, which holds only a file that says what to put there."""
+    return any(p.is_file() and not p.name.startswith(("put_", ".")) for p in folder.rglob("*"))
+
+
 def model_paths_yaml(folders: Iterable[Path], extra: dict[str, Path]) -> str:
     """extra_model_paths text: each sub-folder of `folders` under its own name, and `extra` key -> folder."""
     blocks = []
     for number, folder in enumerate(folders):
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        found = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        names = [p.name for p in found if holds_files(p)]
         if names:
             lines = [f"  {json.dumps(n)}: {json.dumps(str(folder / n))}" for n in names]
             blocks.append("\n".join([f"models_{number}:", *lines]))
@@ -60,7 +67,7 @@ class Server(Client):
         self, base: Path | None = None, *, pack: bool = True, packs: Iterable[Path] = (),
         models: Iterable[Path] = (), model_folders: dict[str, Path] | None = None,
         flags: Iterable[str] = (), cpu: bool | None = None, port: int = 0,
-        env: dict[str, str] | None = None, start_timeout: float = 240,
+        env: dict[str, str] | None = None, start_timeout: float = 600,
     ) -> None:
         super().__init__("")
         self.port, self.host = 0, host_dir()
@@ -85,6 +92,7 @@ class Server(Client):
     def log(self, lines: int = 0) -> str:
         """The server's log, or its last lines."""
         text = self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # the host colours its lines
         return "\n".join(text.splitlines()[-lines:]) if lines else text
 
     def _prepare(self) -> list[str]:

@@ -2,65 +2,64 @@
 from __future__ import annotations
 
 MINIATURE = """## It works at once
-The miniature world comes with the pack: tiny pictures (64 x 64), no download, seconds on any computer. It knows
-**cat, dog, bear, bunny, robot, duck**, eight colours (red, orange, yellow, green, blue, purple, pink, white),
-**striped**, **half**, **round belly**, **hat**, **scarf**, and the scenes **on the beach, in the forest, at night,
-in the snow, in a room**. Add **, left**, **, center** or **, right** to choose the place."""
+The miniature world comes with the pack: tiny pictures (64 x 64), no download, seconds on any computer. It knows **cat, dog,
+bear, bunny, robot, duck**, eight colours (red, orange, yellow, green, blue, purple, pink, white), **striped**, **half**,
+**round belly**, **hat**, **scarf**, and the scenes **on the beach, in the forest, at night, in the snow, in a room**. For one
+creature, **left**, **center** or **right** behind a comma chooses its place."""
 
-PICTURES = """The example pictures lie in the pack's folder `workflows/inputs`. If **Load Image** does not find them,
-copy them into ComfyUI's folder `input` and press **R**."""
+PICTURES = """The example pictures lie in the pack's folder *workflows/inputs*. If **Load Image** does not find them, copy them
+into ComfyUI's folder *input* and press **R**."""
+
+MUTED = """Draw a frame round the muted nodes with **Ctrl** and the mouse, press **Ctrl+M**"""
 
 OWN_PICTURE = f"""## Your own picture
 - A picture with a **transparent background**: choose it in **Load Image**, ready.
-- **Any other picture**: select the muted group, **Ctrl+M**, and drag the mask of *Remove Background* to the **mask**
-  input in place of *White on the subject*. Core downloads or asks for its model once.
-- Or paint over the subject in the **mask editor** (right click on the picture) and bypass *White on the subject*
-  (**Ctrl+B**).
+- **Any other picture**: {MUTED}, and drag the mask of *Remove Background* to the **mask** input in place of *White on the
+  subject*. Its model file birefnet.safetensors belongs into *models/background_removal*.
+- Or paint over the subject in the **mask editor** (right click on the picture) and bypass *White on the subject* (**Ctrl+B**).
 
 {PICTURES}"""
 
 OWN_MODEL = """## SD1.5 or SDXL in place of the miniature
-1. **Load Checkpoint** gives model, clip and vae; **Load Subject Adapter** gives adapter and encoders. Connect them where
-   *Load Miniature World* is connected now, and delete that one.
-2. Empty latent: 512 x 512 for SD1.5, 1024 x 1024 for SDXL. Sampler: what your checkpoint likes (25 steps, cfg 6).
+1. **Load Checkpoint** gives model, clip and vae; **Load Subject Adapter** gives adapter and encoders. Connect them where *Load
+   Miniature World* is connected now, and delete that one.
+2. Size: 512 x 512 for SD1.5, 1024 x 1024 for SDXL. Sampler: what your checkpoint likes, such as 25 steps and cfg 6.
 3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**).
 
-The adapter must be trained for that base model; its text output says for which one."""
+The adapter must have been trained for that base model; its text output says for which one."""
 
 
 def note(*parts: str) -> str:
-    """Paragraphs of a note; line breaks of this file are no line breaks of the note."""
+    """Text of a note: the line breaks of this file go, those of headings, lists and paragraphs stay."""
     out = []
-    for part in parts:
-        for block in part.strip().split("\n\n"):
-            lines: list[str] = []
-            for line in block.split("\n"):
-                starts = line.startswith(("# ", "## ", "- ", "1. ", "2. ", "3. ", "4. "))
-                heading = bool(lines) and lines[-1].startswith(("# ", "## "))
-                if starts or heading or not lines:
-                    lines.append(line.strip())
-                else:
-                    lines[-1] += " " + line.strip()
-            out.append("\n".join(lines))
+    for block in "\n\n".join(part.strip() for part in parts).split("\n\n"):
+        lines: list[str] = []
+        for line in block.split("\n"):
+            begins = line.startswith(("# ", "## ", "- ", "1. ", "2. ", "3. "))
+            if begins or not lines or lines[-1].startswith(("# ", "## ")):
+                lines.append(line.strip())
+            else:
+                lines[-1] += " " + line.strip()
+        out.append("\n".join(lines))
     return "\n\n".join(out)
 
 
 NOTES = {
     "1 Subject in a new scene": note("""# Subject in a new scene
-**One picture of a subject in, new pictures of that same subject out, in the scene that you ask for.** The block
-*Keep a Subject* looks at the picture, finds the word **cat** in your prompt, and brings this very cat into it.
+**One picture of a subject in, new pictures of that same subject out, in the scene that you ask for.** The block *Keep a
+Subject* looks at the picture, finds the word **cat** in your prompt, and brings this very cat into it.
 
 ## What to change
 - **text**: another scene, such as *a photo of a cat on the beach, left*. The **word** must stand in the text.
 - **global_strength**: colours and look as a whole. **local_strength**: details and pattern. 1 is as trained, 0 is off.
 - **seed** in KSampler: other pictures. It is fixed, so that you can compare.
 
-Double-click on the block to see what is in it. You find it again in the node library, under Subgraph Blueprints.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL),
+The small button at the top of the block shows what is in it. You find the block again in the node library, among the
+subgraph blueprints.""", OWN_PICTURE, MINIATURE, OWN_MODEL),
     "2 Two subjects": note("""# Two subjects
-**Two pictures in, both subjects in one new picture.** Each subject has its own word in the same prompt (**cat**,
-**bunny**) and its own **Dual-Level Injector**; the second one continues where the first one ends. Each injector gets a
-**mask** that says in which half of the picture it may act, so that the two do not mix.
+**Two pictures in, both subjects in one new picture.** Each subject has its own word in the same prompt (**cat**, **bunny**)
+and its own **Dual-Level Injector**; the second one continues where the first one ends. Each injector gets a **mask** that says
+in which half of the picture it may act, so that the two do not mix.
 
 ## What to change
 - **The prompt**: one text for both. The creature that is named first stands on the left.
@@ -68,9 +67,9 @@ Double-click on the block to see what is in it. You find it again in the node li
 - **Left half, white**: make it wider or narrower, or connect masks that you have painted.
 - A third subject: one more ID Extractor, Subject Prompt and injector behind the last one.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
-    "3 Try on a garment": note("""# Try on a garment
-**A picture of somebody with a scarf in, somebody else with that very scarf out.** The mask is white on the scarf alone,
-so the ID Extractor sees nothing else, and the word is **scarf**. Who wears it is up to your prompt.
+    "3 Try on a garment": note(f"""# Try on a garment
+**A picture of somebody with a scarf in, somebody else with that very scarf out.** The mask is white on the scarf alone, so the
+ID Extractor sees nothing else, and the word is **scarf**. Who wears it is up to your prompt.
 
 ## What to change
 - **text**: another creature or scene, such as *a photo of a red and white robot with a scarf in the forest*.
@@ -78,13 +77,13 @@ so the ID Extractor sees nothing else, and the word is **scarf**. Who wears it i
 - **local_strength**: pattern and details of the garment.
 
 ## Your own picture
-- **Load Image**: somebody who wears the garment. The mask: select the muted group, **Ctrl+M**, write into *What to cut out*
-  what it is, and drag the mask of *SAM3 Detect* to the **mask** input of ID Extractor.
-- Or paint over the garment in the **mask editor** (right click on the picture) and connect the MASK of *Load Image* to
-  ID Extractor.""", PICTURES, MINIATURE, OWN_MODEL),
+- **Load Image**: somebody who wears the garment. {MUTED}, write into *What to cut out* what it is, and drag the mask of *SAM3
+  Detect* to the **mask** input of ID Extractor. SAM3's model file belongs into *models/checkpoints*.
+- Or paint over the garment in the **mask editor** (right click on the picture) and connect the MASK of Load Image to ID
+  Extractor.""", PICTURES, MINIATURE, OWN_MODEL),
     "4 Mix picture and word": note("""# Mix picture and word
-**The picture shows a cat, the word says duck.** The word decides what it is, the picture decides how it looks: out comes a
-duck with the colours, the pattern and the scarf of this cat.
+**The picture shows a cat, the word says duck.** The word decides what it is, the picture decides how it looks: out comes a duck
+with the colours, the pattern and the scarf of this cat.
 
 ## What to change
 - **text** and **word**: *a photo of a robot at night*, word *robot*. Both must say the same.
@@ -92,14 +91,14 @@ duck with the colours, the pattern and the scarf of this cat.
 - Too much of the cat? Lower both a little, or let the subject begin later (advanced: **start_percent**).""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "5 Story strip": note("""# Story strip
-**One subject, four scenes, one strip.** The picture is looked at once. Each scene has its own sentence and runs through its
-own copy of the block *One scene of the story*; core's Stitch Images puts the four pictures side by side.
+**One subject, four scenes, one strip.** The picture is looked at once. Each scene has its own sentence and runs through its own
+copy of the block *One scene of the story*; core's Stitch Images puts the four pictures side by side.
 
 ## What to change
 - **Scene 1 to Scene 4**: the sentences. The **word of the subject** must stand in each of them.
 - **Seed of all pictures**: another strip. It is fixed, so that you can compare.
 - A fifth scene: copy one block with its sentence, and one *Stitch Images*.
 
-Double-click on a block to see what is in it; a change inside counts for all four.""",
+The small button at the top of a block shows what is in it; a change inside counts for all four.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
 }

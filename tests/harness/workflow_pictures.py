@@ -32,6 +32,7 @@ def identity(name: str) -> dict[str, Any]:
     """The creature's row in the miniature world; HarnessError when training may have seen its look."""
     load_pack()
     import torch
+
     from likeness.models.demo import world
 
     kind, colour, second, pattern, accessory, accent, _, _ = CREATURES[name]
@@ -47,6 +48,7 @@ def draw(name: str) -> Any:
     """The creature in its own scene: picture (1, 3, p, p), mask and accessory (1, p, p)."""
     row = identity(name)
     import torch
+
     from likeness.models.demo import creatures, world
 
     scene, mirror = CREATURES[name][6:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import host as host_module
-from harness import tiny
+from harness import mini, tiny
 
 # The modules under test import the host; it has to be in this process before they are.
 host_module.enter(cpu=None if os.environ.get("LIKENESS_DEVICE") == "auto" else True,
@@ -26,14 +26,11 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from likeness.models.common import files  # noqa: E402
 from likeness.models.common.records import Subject  # noqa: E402
 from likeness.models.custany.adapter import CustAny  # noqa: E402
 from likeness.models.custany.config import CustAnyConfig, to_metadata  # noqa: E402
 from likeness.models.demo.captions import CONTEXT_LENGTH  # noqa: E402
-from likeness.models.demo.first_stage import FirstStage  # noqa: E402
-from likeness.models.demo.text import TextModel  # noqa: E402
-from likeness.models.hosting import demo, demo_unet  # noqa: E402
+from likeness.models.hosting import demo  # noqa: E402
 from likeness.models.hosting.adapters import Adapter, make_adapter  # noqa: E402
 from likeness.models.hosting.blocks import attention_blocks  # noqa: E402
 from likeness.models.hosting.inject import Injected, Strengths, inject  # noqa: E402
@@ -64,37 +61,15 @@ def base(kind: str) -> tuple[Any, Any, Any]:
     """(MODEL, CLIP, VAE) of "sd15", "sdxl", "sd3" (tiny checkpoints) or "mini" (miniature, random weights)."""
     with torch.inference_mode():
         if kind == "mini":
-            return demo.load_base(path=miniature_file())
+            return demo.load_base(path=miniature() / mini.BASE)
         tiny.register()
         return host_module.load_checkpoint(tiny.ensure()[f"tiny_{kind}.safetensors"])
 
 
-def shaken(module: torch.nn.Module, seed: int) -> dict[str, Tensor]:
-    """Random weights for a module whose own start is zero in places: 1/sqrt(fan in), norms near one."""
-    generator = torch.Generator().manual_seed(seed)
-    norms = {f"{name}.weight" for name, part in module.named_modules() if "Norm" in type(part).__name__}
-    out = {}
-    for name, value in module.state_dict().items():
-        noise = torch.randn(value.shape, generator=generator)
-        out[name] = noise / value[0].numel() ** 0.5 if value.ndim > 1 else 0.05 * noise + (name in norms)
-    return out
-
-
 @cache
-def miniature_file() -> Path:
-    """base.safetensors as the miniature's loader wants it, every weight random."""
-    stage = FirstStage()
-    pictures = F.interpolate(draw(3, 24, 3, 16, 16), (64, 64), mode="bicubic").tanh()
-    stage.fit(pictures)
-    stage_state = shaken(stage, 5) | {name: stage.state_dict()[name] for name in ("mean", "basis", "scale")}
-    text = shaken(TextModel(), 6)
-    # Rows of words as far apart as in a trained table.
-    for name in ("token_embedding", "position_embedding"):
-        text[f"text_model.embeddings.{name}.weight"] *= 4
-    parts = {"unet": shaken(demo_unet.build_trainable_unet(), 4), "text": text, "first_stage": stage_state}
-    path = folder() / "base.safetensors"
-    files.save(path, {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()})
-    return path
+def miniature() -> Path:
+    """Folder with the files of a random miniature."""
+    return mini.make_weights(folder())
 
 
 # -- adapters and subjects -----------------------------------------------------------------------------
@@ -125,14 +100,19 @@ def adapter_state(config: CustAnyConfig, trained: bool = True, seed: int = 11) -
 
 
 def new_adapter(config: CustAnyConfig, trained: bool = True, seed: int = 11) -> Adapter:
-    name = f"random_{seed}_{trained}"
-    return make_adapter(adapter_state(config, trained, seed), to_metadata(config), f"{name}_{hash(config)}", name)
+    name = f"random_{config.base}_{seed}_{trained}"
+    return make_adapter(adapter_state(config, trained, seed), to_metadata(config), f"sha256 of {name}", name)
 
 
 @cache
-def adapter(kind: str, trained: bool = True, seed: int = 11) -> Adapter:
+def _adapter(kind: str, trained: bool) -> Adapter:
     with torch.inference_mode():
-        return new_adapter(config_for(kind), trained, seed)
+        return new_adapter(config_for(kind), trained)
+
+
+def adapter(kind: str, trained: bool = True) -> Adapter:
+    """The one adapter for a tiny base that all tests share."""
+    return _adapter(kind, trained)
 
 
 def subject(kind: str, seed: int = 1, n: int = 1, pairing: str = "all", of: Adapter | None = None,
@@ -170,7 +150,7 @@ def latent_of(kind: str, batch: int = 1, height: int = 8, width: int = 8) -> Ten
     return torch.zeros(batch, CHANNELS[kind], height, width)
 
 
-def sample(model: Any, positive: Any, negative: Any, *, kind: str = "sd15", steps: int = 2, cfg: float = 4.0,
+def sample(model: Any, positive: Any, negative: Any, *, kind: str = "sd15", steps: int = 1, cfg: float = 4.0,
            sampler: str = "euler", scheduler: str = "normal", latent: Tensor | None = None, seed: int = 0,
            **more: Any) -> Tensor:
     """Core's own sampling from a fixed seed."""

@@ -41,12 +41,11 @@ class Seen(NamedTuple):
 
 
 class Watch:
-    """On a clone of `model`; `texts`: (CONDITIONING, subjects that its rows carry)."""
+    """`texts`: (CONDITIONING, subjects that its rows carry). It holds no MODEL: a ring of references would make the
+    host search its memory for leaks at every load."""
 
-    def __init__(self, model: Any, *texts: tuple[Any, tuple[Subject, ...]]):
-        self.model = model.clone()
-        self.model.set_model_unet_function_wrapper(self)
-        self.texts = [(entry[0][0], who) for conditioning, who in texts for entry in conditioning]
+    def __init__(self, *texts: tuple[Any, tuple[Subject, ...]]):
+        self.texts = [(row, who) for conditioning, who in texts for entry in conditioning for row in entry[0]]
         self.rows: list[Seen] = []
         self.calls = 0
 
@@ -97,12 +96,23 @@ class Watch:
             return x + by_hand(of.adapter, key, x, local) if key in keys else x
         return patch
 
+    def on(self, model: Any) -> Any:
+        """A clone that is watched."""
+        model = model.clone()
+        model.set_model_unet_function_wrapper(self)
+        return model
+
+    def knows(self, conditioning: Any) -> Any:
+        """A further CONDITIONING without a subject, noted and given back."""
+        self.texts += [(row, ()) for entry in conditioning for row in entry[0]]
+        return conditioning
+
     def check(self, *expected: tuple[int, ...]) -> None:
         """Every row is right, the subject matters where it is, and exactly these kinds of rows came."""
         assert {row.who for row in self.rows} == set(expected)
         for row in self.rows:
-            assert row.error < 1e-5, row
-            assert not row.who or row.effect > 1e-3, row
+            assert row.error < 5e-6, row
+            assert not row.who or row.effect > 1e-4, row
 
     def together(self) -> bool:
         """Whether rows with and without a subject shared a call."""
@@ -116,23 +126,24 @@ ONE, TWO, NONE = (1,), (2,), ()
 
 
 def setup(kind: str = "sd15", negative: str = "blurry", **more: Any):
-    """(injected, watch) of one subject with the number 1."""
+    """(injected, watch, watched model) of one subject with the number 1."""
     done = injected(kind, 1, negative=negative, **more)
-    return done, Watch(done.model, (done.positive, (subject(kind, 1),)), (done.negative, ()))
+    watch = Watch((done.positive, (subject(kind, 1),)), (done.negative, ()))
+    return done, watch, watch.on(done.model)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "mini"])
 def test_cfg(kind):
-    done, watch = setup(kind)
-    run_guider(cfg_guider(watch.model, done.positive, done.negative), latent_of(kind))
+    done, watch, model = setup(kind)
+    run_guider(cfg_guider(model, done.positive, done.negative), latent_of(kind))
     watch.check(ONE, NONE)
     assert watch.together(), "the stamp keeps positive and negative from one call"
     assert watch.calls == 1
 
 
 def test_cfg_1_runs_only_the_positive():
-    done, watch = setup()
-    run_guider(cfg_guider(watch.model, done.positive, done.negative, 1.0), latent_of("sd15"))
+    done, watch, model = setup()
+    run_guider(cfg_guider(model, done.positive, done.negative, 1.0), latent_of("sd15"))
     watch.check(ONE)
 
 
@@ -142,8 +153,8 @@ def test_batches(batch, pairing):
     positive, word = prompt("sd15")
     who = subject("sd15", 1)
     done = inject(*_model_and(positive), who._replace(pairing=pairing), word, Strengths(1, 1))
-    watch = Watch(done.model, (done.positive, (who,)), (done.negative, ()))
-    run_guider(cfg_guider(watch.model, done.positive, done.negative), latent_of("sd15", batch))
+    watch = Watch((done.positive, (who,)), (done.negative, ()))
+    run_guider(cfg_guider(watch.on(done.model), done.positive, done.negative), latent_of("sd15", batch))
     watch.check(ONE, NONE)
     assert len(watch.rows) == 2 * batch
 
@@ -156,25 +167,23 @@ def _model_and(positive, kind="sd15", negative="blurry"):
 @pytest.mark.parametrize("style", ["regular", "nested"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_dual_cfg(style, place):
-    done, watch = setup()
-    other = encode("sd15", "a sketch of a dog")
-    watch.texts.append((other[0][0][0], ()))
+    done, watch, model = setup()
+    other = watch.knows(encode("sd15", "a sketch of a dog"))
     conds = [done.positive, other] if place == 0 else [other, done.positive]
-    guider = custom_sampler.DualCFGGuider.execute(watch.model, *conds, done.negative, 3.0, 2.0, style)[0]
+    guider = custom_sampler.DualCFGGuider.execute(model, *conds, done.negative, 3.0, 2.0, style)[0]
     run_guider(guider, latent_of("sd15"))
     watch.check(ONE, NONE)
 
 
 @pytest.mark.parametrize("as_patch", [False, True])
 def test_perp_neg(as_patch):
-    done, watch = setup()
-    empty = encode("sd15", "")
-    watch.texts.append((empty[0][0][0], ()))
+    done, watch, model = setup()
+    empty = watch.knows(encode("sd15", ""))
     if as_patch:
-        model = perpneg.PerpNeg.execute(watch.model, empty, 1.0)[0]
+        model = perpneg.PerpNeg.execute(model, empty, 1.0)[0]
         guider = cfg_guider(model, done.positive, done.negative)
     else:
-        guider = perpneg.PerpNegGuider.execute(watch.model, done.positive, done.negative, empty, 4.0, 1.0)[0]
+        guider = perpneg.PerpNegGuider.execute(model, done.positive, done.negative, empty, 4.0, 1.0)[0]
     run_guider(guider, latent_of("sd15"))
     watch.check(ONE, NONE)
 
@@ -194,9 +203,10 @@ def test_guidance_patches(guidance, before):
     positive, word = prompt("sd15")
     model, positive, negative = _model_and(positive)
     done = inject(guided(model) if before else model, positive, negative, subject("sd15", 1), word, Strengths(1, 1))
-    watch = Watch(done.model if before else guided(done.model), (done.positive, (subject("sd15", 1),)),
-                  (done.negative, ()))
-    run_guider(cfg_guider(watch.model, done.positive, done.negative), latent_of("sd15"))
+    watch = Watch((done.positive, (subject("sd15", 1),)), (done.negative, ()))
+    guider = cfg_guider(watch.on(done.model if before else guided(done.model)), done.positive, done.negative)
+    side = 16 if guidance == "sag" else 8  # SAG cannot make its map of a middle block of one cell
+    run_guider(guider, latent_of("sd15", 1, side, side))
     watch.check(ONE, NONE)
     assert watch.calls > 1, "the guidance made no call of its own"
 
@@ -215,7 +225,7 @@ def _mask(conditioning, bounds):
 @pytest.mark.parametrize("side", ["positive", "negative", "both"])
 def test_areas_and_masks(how, side):
     """With an area the host copies entries between positive and negative, their uuid included."""
-    done, watch = setup()
+    done, watch, model = setup()
 
     def placed(conditioning):
         if how == "area":
@@ -225,27 +235,25 @@ def test_areas_and_masks(how, side):
         return _mask(conditioning, how == "mask bounds")
     positive, negative = done.positive, done.negative
     if side in ("positive", "both"):
-        positive = placed(positive) + encode("sd15", "a wide beach")
-        watch.texts.append((positive[-1][0][0], ()))
+        positive = placed(positive) + watch.knows(encode("sd15", "a wide beach"))
     if side in ("negative", "both"):
         negative = placed(negative)
-    run_guider(cfg_guider(watch.model, positive, negative), latent_of("sd15"))
+    run_guider(cfg_guider(model, positive, negative), latent_of("sd15"))
     watch.check(ONE, NONE)
 
 
 def test_area_on_sdxl():
-    done, watch = setup("sdxl")
-    run_guider(cfg_guider(watch.model, _area(done.positive), done.negative), latent_of("sdxl"))
+    done, watch, model = setup("sdxl")
+    run_guider(cfg_guider(model, _area(done.positive), done.negative), latent_of("sdxl"))
     watch.check(ONE, NONE)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_combine_of_a_stamped_and_a_plain_prompt(first):
-    done, watch = setup()
-    plain = encode("sd15", "a cat in the snow at night")
-    watch.texts.append((plain[0][0][0], ()))
+    done, watch, model = setup()
+    plain = watch.knows(encode("sd15", "a cat in the snow at night"))
     positive = done.positive + plain if first else plain + done.positive
-    run_guider(cfg_guider(watch.model, positive, done.negative), latent_of("sd15"))
+    run_guider(cfg_guider(model, positive, done.negative), latent_of("sd15"))
     watch.check(ONE, NONE)
 
 
@@ -256,21 +264,20 @@ def test_injection_after_a_combine_reaches_its_own_prompt_only():
     foreign = encode("sd15", "a cat in a room")
     model, positive, negative = _model_and(here + there + foreign)
     done = inject(model, positive, negative, subject("sd15", 1), word, Strengths(1, 1))
-    watch = Watch(done.model, (done.positive[:1], (subject("sd15", 1),)), (done.positive[1:], ()),
+    watch = Watch((done.positive[:1], (subject("sd15", 1),)), (done.positive[1:], ()),
                   (done.negative, ()))
     assert torch.equal(done.positive[1][0], there[0][0]) and torch.equal(done.positive[2][0], foreign[0][0])
-    run_guider(cfg_guider(watch.model, done.positive, done.negative), latent_of("sd15"))
+    run_guider(cfg_guider(watch.on(done.model), done.positive, done.negative), latent_of("sd15"))
     watch.check(ONE, NONE)
 
 
 def test_timestep_ranges():
     """The subject's prompt takes over in the middle of the sampling."""
-    done, watch = setup()
-    plain = encode("sd15", "a dog")
-    watch.texts.append((plain[0][0][0], ()))
+    done, watch, model = setup()
+    plain = watch.knows(encode("sd15", "a dog"))
     ranged = core.ConditioningSetTimestepRange()
     positive = ranged.set_range(plain, 0.0, 0.5)[0] + ranged.set_range(done.positive, 0.5, 1.0)[0]
-    run_guider(cfg_guider(watch.model, positive, done.negative), latent_of("sd15"), sigmas=(14.0, 8.0, 1.0, 0.0))
+    run_guider(cfg_guider(model, positive, done.negative), latent_of("sd15"), sigmas=(14.0, 8.0, 1.0, 0.0))
     watch.check(ONE, NONE)
     assert ONE not in {row.who for row in watch.rows if row.call == 0}
     assert ONE in {row.who for row in watch.rows if row.call == watch.calls - 1}
@@ -282,9 +289,9 @@ def test_two_subjects_in_a_combine(kind):
     first = injected(kind, 1, "a cat on the beach", "cat")
     positive, word = prompt(kind, "a dog in the snow", "dog")
     second = inject(first.model, positive, first.negative, subject(kind, 2), word, Strengths(1, 1))
-    watch = Watch(second.model, (first.positive, (subject(kind, 1),)), (second.positive, (subject(kind, 2),)),
+    watch = Watch((first.positive, (subject(kind, 1),)), (second.positive, (subject(kind, 2),)),
                   (second.negative, ()))
-    run_guider(cfg_guider(watch.model, first.positive + second.positive, second.negative), latent_of(kind))
+    run_guider(cfg_guider(watch.on(second.model), first.positive + second.positive, second.negative), latent_of(kind))
     watch.check(ONE, TWO, NONE)
 
 
@@ -295,8 +302,8 @@ def test_two_subjects_in_one_prompt():
     _, word = prompt("sd15", text, "dog")
     second = inject(first.model, first.positive, first.negative, subject("sd15", 2), word, Strengths(1, 1))
     assert len(second.positive) == 1
-    watch = Watch(second.model, (second.positive, (subject("sd15", 1), subject("sd15", 2))), (second.negative, ()))
-    run_guider(cfg_guider(watch.model, second.positive, second.negative), latent_of("sd15"))
+    watch = Watch((second.positive, (subject("sd15", 1), subject("sd15", 2))), (second.negative, ()))
+    run_guider(cfg_guider(watch.on(second.model), second.positive, second.negative), latent_of("sd15"))
     watch.check((1, 2), NONE)
 
 
@@ -309,8 +316,8 @@ def test_one_subject_in_two_places_is_not_doubled():
     who = subject("sd15", 1)
     first = inject(model, left, negative, who, word, Strengths(1, 1))
     second = inject(first.model, right, first.negative, who, word, Strengths(1, 1))
-    watch = Watch(second.model, (first.positive, (who,)), (second.negative, ()))
-    run_guider(cfg_guider(watch.model, first.positive + second.positive, second.negative), latent_of("sd15"))
+    watch = Watch((first.positive, (who,)), (second.negative, ()))
+    run_guider(cfg_guider(watch.on(second.model), first.positive + second.positive, second.negative), latent_of("sd15"))
     watch.check(ONE, NONE)
 
 
@@ -333,8 +340,8 @@ def test_cond_and_uncond_in_two_calls(why, monkeypatch):
         monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda *_: 0)
     else:
         negative = "blurry, bad, ugly, dull, flat, dark " * 42  # more than four windows are not padded to match
-    done, watch = setup(negative=negative)
-    run_guider(cfg_guider(watch.model, done.positive, done.negative), latent_of("sd15", 2))
+    done, watch, model = setup(negative=negative)
+    run_guider(cfg_guider(model, done.positive, done.negative), latent_of("sd15", 2))
     watch.check(ONE, NONE)
     assert not watch.together()
 
@@ -353,8 +360,8 @@ def test_no_stamp_no_action():
 
 def test_negative_can_carry_a_subject_too():
     """Swapped inputs: nothing in the pack knows what a positive is."""
-    done, watch = setup()
-    run_guider(cfg_guider(watch.model, done.negative, done.positive), latent_of("sd15"))
+    done, watch, model = setup()
+    run_guider(cfg_guider(model, done.negative, done.positive), latent_of("sd15"))
     watch.check(ONE, NONE)
 
 

@@ -56,7 +56,9 @@ def test_mirror_is_exact_and_lazy(tmp_path):
 
 def test_model_paths_are_yaml_on_windows_too(tmp_path):
     yaml = pytest.importorskip("yaml")
-    (tmp_path / "clip_vision").mkdir()
+    for name in ("clip_vision/deep/a.safetensors", "vae/put_vae_here"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("")
     text = model_paths_yaml([tmp_path, tmp_path / "none"], {"loras": Path(r"C:\new\models: mine")})
     read = yaml.safe_load(text)
     assert read["models_0"] == {"clip_vision": str(tmp_path / "clip_vision")}
@@ -134,6 +136,14 @@ def test_gallery_is_one_safe_file(tmp_path):
     assert page.count("data:image/png;base64,") == 2 and "image-rendering: pixelated" in page
     assert "prefers-color-scheme: dark" in page and "&lt;boom&gt;" in page
     assert "http://" not in page and "https://" not in page, "the page asks for something outside of itself"
+
+
+def test_notes_are_shown_as_text_not_as_markup():
+    text = "# Title\n**One** picture in *two* words,\nnext `line`.\n\n## List\n- **a**: b <c>\n  more\n- d\n\nEnd a_b_c."
+    assert gallery.blocks(text) == [
+        "<h3>Title</h3>", "<p><strong>One</strong> picture in <em>two</em> words, next <code>line</code>.</p>",
+        "<h3>List</h3>", "<ul><li><strong>a</strong>: b &lt;c&gt; more</li><li>d</li></ul>", "<p>End a_b_c.</p>",
+    ]
 
 
 def test_small_pictures_grow_by_whole_steps():

@@ -1,0 +1,276 @@
+"""Adapter and encoder files, good and bad, and the tokens that they make of reference pictures."""
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from host.support import adapter_state, base, config_for, draw, folder, miniature, prompt
+
+from harness import mini
+from likeness.models.common import files
+from likeness.models.common.errors import LikenessError
+from likeness.models.custany.adapter import CustAny
+from likeness.models.custany.config import to_metadata
+from likeness.models.hosting import adapters, encoders
+from likeness.models.hosting.inject import Strengths, inject
+
+MODULE = "likeness.custany"
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """(adapter, encoders) of the random miniature."""
+    with torch.inference_mode():
+        pair = tuple(encoders.load_encoder(miniature() / name) for name in (mini.DINO, mini.MAE))
+        return adapters.load_adapter(miniature() / mini.ADAPTER), encoders.Encoders(pair)
+
+
+def write(path: Path, kind: str = "sd15", drop: str = "", metadata: dict[str, str] | None = None, **changes: Any) -> Path:
+    config = config_for(kind, **changes)
+    state = {key: value for key, value in adapter_state(config).items() if not (drop and key.startswith(drop))}
+    files.save(path, state, to_metadata(config) if metadata is None else metadata)
+    return path
+
+
+# -- files ---------------------------------------------------------------------------------------------
+def test_the_method_is_told_from_the_tensors(tmp_path):
+    got = adapters.load_adapter(write(tmp_path / "realcustom_sdxl.safetensors"))
+    assert got.method == "custany" and got.config == config_for("sd15") and got.name == "realcustom_sdxl.safetensors"
+    assert got.sha256 == files.sha256(tmp_path / got.name)
+    assert dict(got.metadata)[MODULE] == to_metadata(got.config)[MODULE]
+    saved = files.load(tmp_path / got.name)[0]
+    assert all(torch.equal(value, saved[key]) for key, value in got.patcher.model.state_dict().items())
+    assert not any(p.requires_grad for p in got.patcher.model.parameters()) and not got.patcher.model.training
+
+
+def test_half_precision_files(tmp_path):
+    config = config_for("sd15")
+    files.save(tmp_path / "half.safetensors", {k: v.half() for k, v in adapter_state(config).items()}, to_metadata(config))
+    module = adapters.load_adapter(tmp_path / "half.safetensors").patcher.model
+    tokens, local = module.encode([(draw(1, 1, 12), draw(2, 1, 4, 12)), (draw(3, 1, 8), draw(4, 1, 4, 8))])
+    assert tokens.dtype == local.dtype == torch.float32
+
+
+class Trap:
+    def __reduce__(self):
+        return Path.touch, (Path(folder() / "sprung"),)
+
+
+BAD = {
+    "page.safetensors": (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-LFS"),
+    "nothing.safetensors": (b"", "is empty"),
+    "noise.safetensors": (bytes(range(256)) * 4, "not a safetensors file"),
+    "page.bin": (b"<!DOCTYPE html><html></html>", "cannot be read as weights"),
+    "nothing.pt": (b"", "empty"),
+    "trap.pt": (pickle.dumps({"state_dict": Trap()}), "cannot be read as weights"),
+    "trap.safetensors": (pickle.dumps({"state_dict": Trap()}, protocol=2), "PyTorch file"),
+    "list.pth": (None, "cannot be read as weights"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("what", ["adapter", "encoder"])
+def test_files_that_are_no_weights(name, what, tmp_path):
+    content, said = BAD[name]
+    path = tmp_path / name
+    if content is None:
+        torch.save([torch.zeros(3)], path)
+    else:
+        path.write_bytes(content)
+    load = adapters.load_adapter if what == "adapter" else encoders.load_encoder
+    with pytest.raises(LikenessError, match=said) as caught:
+        load(path)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+    assert not (folder() / "sprung").exists(), "the pickle was executed"
+    assert encoders.describe(path) is None
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for name in ("gone.safetensors", "gone.pt"):
+        for load in (adapters.load_adapter, encoders.load_encoder):
+            with pytest.raises(LikenessError, match=f"{name}.*(does not exist|missing)"):
+                load(tmp_path / name)
+        assert encoders.describe(tmp_path / name) is None
+
+
+def test_a_truncated_file(tmp_path):
+    path = write(tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LikenessError, match="cut off"):
+        adapters.load_adapter(path)
+
+
+def test_files_of_another_kind(tmp_path):
+    files.save(tmp_path / "lora.safetensors", {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)})
+    with pytest.raises(LikenessError, match="looks like a LoRA"):
+        adapters.load_adapter(tmp_path / "lora.safetensors")
+    with pytest.raises(LikenessError, match="looks like"):
+        adapters.load_adapter(miniature() / mini.DINO)
+    with pytest.raises(LikenessError, match="subject adapter"):
+        encoders.load_encoder(miniature() / mini.ADAPTER)
+
+
+def test_metadata_and_tensors_must_agree(tmp_path):
+    with pytest.raises(LikenessError, match="holds no 'likeness.custany'"):
+        adapters.load_adapter(write(tmp_path / "none.safetensors", metadata={}))
+    with pytest.raises(LikenessError, match="does not hold it"):
+        adapters.load_adapter(write(tmp_path / "less.safetensors", drop="layers.output_3_0.to_q"))
+    other = to_metadata(config_for("sd15")._replace(width=96))
+    with pytest.raises(LikenessError, match="96.*64|64.*96"):
+        adapters.load_adapter(write(tmp_path / "width.safetensors", metadata=other))
+    with pytest.raises(LikenessError, match="update the pack"):
+        adapters.load_adapter(write(tmp_path / "new.safetensors", metadata={MODULE: '{"colour": 1}'}))
+    with pytest.raises(LikenessError, match="cannot be read"):
+        adapters.load_adapter(write(tmp_path / "broken.safetensors", metadata={MODULE: "{"}))
+
+
+def test_an_adapter_on_another_base_is_refused_by_both_names(tmp_path):
+    got = adapters.load_adapter(write(tmp_path / "a.safetensors"))
+    tokens = (("global", draw(1, 1, 2, 64)), ("local", draw(2, 1, 9, 64)))
+    who = adapters.Subject("custany", tokens, "all", got.config.base, 64, "s", "e", got.sha256, got)
+    _, word = prompt("sd15")
+    with pytest.raises(LikenessError, match="trained for SD1.5.*text width 160"):
+        inject(base("sdxl")[0], prompt("sdxl")[0], [], who, word, Strengths(1, 1))
+    with pytest.raises(LikenessError, match="SD3 is another kind of network"):
+        inject(base("sd3")[0], prompt("sd15")[0], [], who, word, Strengths(1, 1))
+
+
+# -- which encoders ------------------------------------------------------------------------------------
+def test_wanted_encoders_come_from_the_header(tmp_path):
+    wanted, hashes = adapters.wanted_encoders(miniature() / mini.ADAPTER)
+    assert wanted == (("dinov2", 48), ("mae", 48))
+    assert hashes == tuple(files.sha256(miniature() / name) for name in (mini.DINO, mini.MAE))
+    assert adapters.wanted_encoders(write(tmp_path / "a.safetensors")) == (config_for("sd15").encoders, ())
+
+
+def test_match_goes_by_keys_and_prefers_the_right_hash(tmp_path):
+    """Names say nothing; junk in the folder does not matter; the hash decides between equals."""
+    wanted, hashes = adapters.wanted_encoders(miniature() / mini.ADAPTER)
+    other = tmp_path / "aa_dinov2.safetensors"
+    files.save(other, mini.encoder_state("dinov2", 99), mini.encoder_metadata("dinov2"))
+    right = tmp_path / "zz.safetensors"
+    right.write_bytes((miniature() / mini.DINO).read_bytes())
+    mae = tmp_path / "dinov2_but_mae.safetensors"
+    mae.write_bytes((miniature() / mini.MAE).read_bytes())
+    junk = []
+    for name, (content, _) in BAD.items():
+        junk.append(tmp_path / name)
+        junk[-1].write_bytes(content or b"\x80\x04N.")
+    found = encoders.match(wanted, hashes, [*junk, other, mae, right, tmp_path / "gone.safetensors"])
+    assert found == [right, mae]
+    assert encoders.match(wanted, ("0" * 64, ""), [other, mae, right]) == [other, mae], "no such hash: the first that fits"
+    assert encoders.match(wanted, (), [right, mae, other]) == [right, mae]
+    with pytest.raises(LikenessError) as caught:
+        encoders.match(wanted, hashes, [other, right])
+    assert "mae encoder of width 48" in str(caught.value) and "aa_dinov2.safetensors (dinov2 48)" in str(caught.value)
+    with pytest.raises(LikenessError, match="no encoder at all"):
+        encoders.match(wanted, hashes, junk)
+    with pytest.raises(LikenessError, match="width 1024"):
+        encoders.match((("dinov2", 1024),), (), [right])
+    assert not (folder() / "sprung").exists()
+
+
+def test_encoders_in_another_order_or_width_are_refused(loaded):
+    adapter, pair = loaded
+    pictures = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    swapped = encoders.Encoders(pair.items[::-1])
+    with pytest.raises(LikenessError, match=r"trained with dinov2 48 \+ mae 48, the encoders are mae 48 \+ dinov2 48"):
+        adapters.extract(adapter, swapped, pictures, "concat", "s")
+    with pytest.raises(LikenessError, match="the encoders are dinov2 48;"):
+        adapters.extract(adapter, encoders.Encoders(pair.items[:1]), pictures, "concat", "s")
+    assert pair.hash != swapped.hash
+
+
+# -- tokens --------------------------------------------------------------------------------------------
+def pictures_of(n: int) -> torch.Tensor:
+    return torch.rand(n, 64, 64, 3, generator=torch.Generator().manual_seed(4))
+
+
+def test_tokens_are_those_of_the_modules(loaded):
+    adapter, pair = loaded
+    pictures = pictures_of(1)
+    features = encoders.encode(pair, pictures, adapter.config.resolutions)
+    assert [tuple(t.shape) for f in features for t in f] == [(1, 48), (1, 64, 48)] * 2
+    module = CustAny(adapter.config)
+    module.load_state_dict(adapter.patcher.model.state_dict())
+    tokens, local = module.encode(features)
+    who = adapters.extract(adapter, pair, pictures, "concat", "name")
+    assert torch.allclose(who.get("global"), tokens, atol=1e-5) and torch.allclose(who.get("local"), local, atol=1e-5)
+    assert (who.method, who.base, who.width, who.source_hash) == ("custany", "miniature", 128, "name")
+    assert who.adapter is adapter and who.adapter_hash == adapter.sha256 and who.encoder_hash == pair.hash
+    (key, k, v), *_ = adapters.project(who, ["output.2.0"])
+    hand = module.keys_values("output.2.0", local)
+    assert key == "output.2.0" and torch.allclose(k, hand[0], atol=1e-4) and torch.allclose(v, hand[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("combine", adapters.PAIRINGS)
+def test_several_references(loaded, combine):
+    adapter, pair = loaded
+    each = [adapters.extract(adapter, pair, one[None], "concat", "s") for one in pictures_of(3)]
+    who = adapters.extract(adapter, pair, pictures_of(3), combine, "s")
+    assert who.pairing == ("per latent" if combine == "one per latent" else "all")
+    for name in ("global", "local"):
+        parts = torch.cat([one.get(name) for one in each])
+        expected = parts.mean(0, keepdim=True) if combine == "average" else parts
+        assert torch.allclose(who.get(name), expected, atol=1e-5)
+    assert who.pictures == (1 if combine == "average" else 3)
+    word = draw(8, 2, 128)
+    delta = adapters.word_delta(who, word)
+    assert delta.shape == ((3 if combine == "one per latent" else 1), 2, 128)
+    module = adapter.patcher.model
+    source = who.get("global") if combine == "one per latent" else who.get("global").mean(0, keepdim=True)
+    for k in range(delta.shape[0]):
+        assert torch.allclose(delta[k], module.word_delta(source[k:k + 1].expand(2, -1, -1), word), atol=1e-5)
+
+
+def test_many_references_go_in_chunks(loaded, monkeypatch):
+    adapter, pair = loaded
+    whole = encoders.encode(pair, pictures_of(5), adapter.config.resolutions)
+    sizes = []
+    model = pair.items[0].patcher.model
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x, *a, **k: sizes.append(x.shape[0]) or forward(x, *a, **k))
+    monkeypatch.setattr(encoders, "CHUNK", 2)
+    chunked = encoders.encode(pair, pictures_of(5), adapter.config.resolutions)
+    assert sizes == [2, 2, 1]
+    for a, b in zip(whole, chunked, strict=True):
+        assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a, b, strict=True))
+
+
+def test_cancel_between_chunks(loaded, monkeypatch):
+    import comfy.model_management as management
+    adapter, pair = loaded
+    monkeypatch.setattr(encoders, "CHUNK", 1)
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        encoders.encode(pair, pictures_of(3), adapter.config.resolutions)
+    assert encoders.encode(pair, pictures_of(1), adapter.config.resolutions)[0][0].shape == (1, 48)
+
+
+def test_pictures_and_tokens_are_left_as_they_were(loaded):
+    adapter, pair = loaded
+    pictures = pictures_of(2)
+    kept = pictures.clone()
+    who = adapters.extract(adapter, pair, pictures, "concat", "s")
+    before = [t.clone() for _, t in who.tokens]
+    adapters.project(who, [key for key, _ in adapter.config.layers])
+    adapters.word_delta(who, draw(1, 1, 128))
+    assert torch.equal(pictures, kept) and all(torch.equal(a, t) for a, (_, t) in zip(before, who.tokens, strict=True))
+    assert all(t.device.type == "cpu" and t.dtype == torch.float32 for _, t in who.tokens)
+
+
+def test_picture_hash_tells_pixels_and_shapes_apart():
+    a = torch.zeros(1, 4, 6, 3)
+    names = {adapters.picture_hash(a), adapters.picture_hash(a.reshape(1, 6, 4, 3)), adapters.picture_hash(a + 1),
+             adapters.picture_hash(a, a), adapters.picture_hash(None)}
+    assert len(names) == 5 and adapters.picture_hash(a) == adapters.picture_hash(a.clone(), None)

@@ -1,0 +1,237 @@
+"""Checkpoints of the host as a frozen base for the training engine, and the file that comes out in an injector."""
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from host.support import adapter_state, by_hand, draw, folder, miniature, sample
+
+import comfy.model_base
+import comfy.sd
+from harness import mini, tiny
+from likeness.models.common.errors import LikenessError
+from likeness.models.custany.config import CustAnyConfig
+from likeness.models.custany.layers import replace_word
+from likeness.models.hosting import adapters, encoders, training_base
+from likeness.models.hosting.inject import Strengths, inject
+from likeness.models.hosting.prompt import encode_prompt
+from likeness.models.training.base import Batch
+from likeness.models.training.config import TrainConfig
+from likeness.models.training.custany import CustAnyTask
+from likeness.models.training.loop import train
+
+CAPTIONS = ["a cat on the beach", "a photo of a dog in the snow"]
+WORDS = ["cat", "dog"]
+
+
+@cache
+def encoder_files():
+    return [miniature() / name for name in (mini.DINO, mini.MAE)]
+
+
+@cache
+def loaded(kind: str) -> training_base.CheckpointBase:
+    """Loaded as the trainer does it: outside of inference mode."""
+    tiny.register()
+    return training_base.load_checkpoint_base(tiny.ensure()[f"tiny_{kind}.safetensors"], encoder_files())
+
+
+class Source:
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        pictures = torch.rand(n, 3, 64, 64, generator=generator)
+        return Batch(pictures, pictures.flip(-1), None, CAPTIONS[:n], WORDS[:n])
+
+
+def shrunk(base: training_base.CheckpointBase) -> CustAnyConfig:
+    """The preset with heads that fit the tiny layers."""
+    return training_base.preset_for(base)._replace(head_dim=16)
+
+
+@pytest.mark.parametrize(("kind", "width", "blocks"), [("sd15", 64, 9), ("sdxl", 160, 36)])
+def test_what_the_engine_sees(kind, width, blocks):
+    base = loaded(kind)
+    assert base.width == width and base.embed_width == 48
+    ups = [key for key, _ in base.layers if key.startswith("output.")]
+    assert len(ups) == blocks and dict(base.layers)["output.3.0"] == (128 if kind == "sd15" else 64)
+    config = training_base.preset_for(base)
+    assert config.width == width and config.base == "custom" and [key for key, _ in config.layers] == ups
+    rows, first, count = base.encode_text([*CAPTIONS, "nothing here", "x " * 90 + "cat"], [*WORDS, "cat", "cat"])
+    assert rows.shape == (4, 77, width) and first.tolist() == [2, 5, -1, -1] and count.tolist() == [1, 1, 0, 0]
+    assert torch.allclose(rows[0], base.clip.encode_from_tokens(base.clip.tokenize(CAPTIONS[0])), atol=1e-6)
+    latents = base.encode_image(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert latents.shape == (2, 4, 8, 8) and not latents.requires_grad
+    features = base.features(torch.rand(2, 3, 64, 64))
+    assert [tuple(t.shape) for pair in features for t in pair] == [(2, 48), (2, 64, 48)] * 2
+    assert base.embed_image(torch.rand(2, 3, 64, 64)).shape == (2, 48)
+    _, first, count = base.encode_text(["a teddy bear and a teddy bear"], ["teddy bear"])
+    assert first.tolist() == [2] and count.tolist() == [2]
+    assert base.encode_text(["", "a cat"], ["", ""])[1].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_denoise_is_the_hosts_own_prediction(kind, prediction, request):
+    """apply_model gives the denoised latent; the network's output is read back from it."""
+    base = loaded(kind)
+
+    def predicting(model_type: Any) -> None:
+        model = base.model.model
+        model.model_type = model_type
+        model.model_sampling = base.sampling = comfy.model_base.model_sampling(model.model_config, model_type)
+    if prediction == "v":
+        request.addfinalizer(lambda: predicting(comfy.model_base.ModelType.EPS))
+        predicting(comfy.model_base.ModelType.V_PREDICTION)
+    clean, noise = draw(1, 2, 4, 8, 8), draw(2, 2, 4, 8, 8)
+    t = torch.tensor([100, 800])
+    x_t, target, weight = base.noised(clean, t, noise)
+    assert weight is None
+    sigma = base.sampling.sigmas[t]
+    assert torch.allclose(x_t, base.sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, clean), atol=1e-5)
+    # The right answer must be denoised to the clean latent by the host.
+    shaped = sigma.view(-1, 1, 1, 1)
+    assert torch.allclose(base.sampling.calculate_denoised(sigma, target, x_t), clean, atol=1e-3)
+    with torch.no_grad():
+        rows, _, _ = base.encode_text(CAPTIONS, WORDS)
+        got = base.denoise(x_t, t, rows)
+        more = {}
+        if kind == "sdxl":
+            pooled = torch.cat([base.clip.encode_from_tokens(base.clip.tokenize(c), return_pooled=True)[1] for c in CAPTIONS])
+            more["y"] = base.model.model.encode_adm(pooled_output=pooled, width=64, height=64, device=torch.device("cpu"))
+        denoised = base.model.model.apply_model(x_t, sigma, c_crossattn=rows, transformer_options={}, **more)
+    if prediction == "eps":
+        expected = (x_t - denoised) / shaped
+    else:
+        expected = (x_t / (shaped ** 2 + 1) - denoised) * (shaped ** 2 + 1) ** 0.5 / shaped
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-5
+    assert got.std() > 0.05
+
+
+def test_the_middle_of_every_block_is_called():
+    base = loaded("sd15")
+    called: list[tuple[str, tuple]] = []
+
+    def middle(key: str, x: torch.Tensor) -> torch.Tensor:
+        called.append((key, tuple(x.shape)))
+        return x
+    with torch.no_grad():
+        rows, _, _ = base.encode_text(CAPTIONS, WORDS)
+        base.denoise(draw(1, 2, 4, 8, 8), torch.tensor([5, 900]), rows, middle)
+    got = [key for key, _ in called if not key.startswith("middle")]
+    assert got == [key for key, _ in base.layers]
+    assert all(shape[2] == dict(base.layers)[key] for key, shape in called if key in dict(base.layers))
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_two_steps_of_training_and_the_file_in_an_injector(kind, tmp_path):
+    base = loaded(kind)
+    config = shrunk(base)
+    if kind == "sdxl":
+        config = config._replace(layers=tuple(pair for pair in config.layers if pair[0].endswith(".0")))
+    settings = TrainConfig(steps=2, batch=2, lr=1e-2, warmup=0, save_every=5, ema=0.5, csv_every=1, seed=3, drop_text=0.0,
+                           drop_reference=0.0, drop_both=0.0)
+    task = CustAnyTask(base, config, settings)
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    start = {name: value.clone() for name, value in task.adapter.state_dict().items()}
+    rows: list[dict[str, Any]] = []
+    result = train(task, settings, Source(), tmp_path, log=rows.append)
+    assert result.finished and len(rows) == 2
+    assert all(torch.isfinite(torch.tensor(row[name])) for row in rows for name in ("total", "normal", "decouple", "contrast"))
+    assert all(torch.equal(value, before[name]) for name, value in base.unet.state_dict().items())
+    assert not any(p.grad is not None for p in base.unet.parameters()), "gradients of frozen weights take memory for nothing"
+    assert not any(p.grad is not None for p in base.clip.cond_stage_model.parameters())
+    moved = {name for name, value in task.adapter.state_dict().items() if not torch.equal(value, start[name])}
+    assert {"global_mlp.out.weight", "local_mlp.out.weight"} <= moved and any(name.endswith("to_out.weight") for name in moved)
+
+    with torch.inference_mode():
+        adapter = adapters.load_adapter(result.path)
+        assert adapter.config == config
+        pair = encoders.Encoders(tuple(encoders.load_encoder(path) for path in encoder_files()))
+        who = adapters.extract(adapter, pair, torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)), "concat", "s")
+        positive, word, _ = encode_prompt(base.clip, CAPTIONS[0], "cat")
+        negative = base.clip.encode_from_tokens_scheduled(base.clip.tokenize(""))
+        done = inject(base.model, positive, negative, who, word, Strengths(1.0, 1.0))
+        out = sample(done.model, done.positive, done.negative)
+        assert torch.isfinite(out).all() and not torch.equal(out, sample(base.model, positive, negative))
+
+
+def test_training_and_use_are_one_network():
+    """The loop's own middle and word, with the weights of a file, against what the injector makes of that file."""
+    base = loaded("sd15")
+    config = shrunk(base)
+    task = CustAnyTask(base, config, TrainConfig(decouple="off"))
+    task.adapter.load_state_dict(adapter_state(config))
+    pictures = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    x, t = draw(3, 1, 4, 8, 8) * 5, torch.tensor([600])
+    sigma = base.sampling.sigmas[t]
+    with torch.no_grad():
+        rows, first, count = base.encode_text(CAPTIONS[:1], WORDS[:1])
+        tokens, local = task.adapter.encode(task._features(Batch(pictures, None, None, CAPTIONS[:1], WORDS[:1])))
+        delta = task.adapter.word_delta(tokens, rows[:, first[0]])
+        fused = replace_word(rows, first, count, delta)
+        kv = {key: task.adapter.keys_values(key, local) for key in task.keys}
+        trained = base.denoise(x, t, fused, task._middle(kv, torch.ones(1, 1, 1)))
+        plain = base.denoise(x, t, rows)
+    with torch.inference_mode():
+        made = adapters.make_adapter(task.adapter.state_dict(), dict(training_base_metadata(config)), "hash", "name")
+        pair = encoders.Encoders(tuple(encoders.load_encoder(path) for path in encoder_files()))
+        who = adapters.extract(made, pair, pictures.movedim(1, -1), "concat", "s")
+        positive, word, _ = encode_prompt(base.clip, CAPTIONS[0], "cat")
+        done = inject(base.model, positive, [], who, word, Strengths(1.0, 1.0))
+        assert torch.allclose(done.positive[0][0], fused, atol=1e-5)
+        seen = {}
+
+        def note(apply_model, args):
+            seen["out"] = apply_model(x, sigma, **args["c"])
+            return seen["out"]
+        model = done.model.clone()
+        model.set_model_unet_function_wrapper(note)
+        sample(model, done.positive, done.positive, cfg=1.0)
+    used = (x - seen["out"]) / sigma.view(-1, 1, 1, 1)
+    assert (used - trained).abs().max() < 1e-4 * trained.abs().max()
+    assert (trained - plain).abs().max() > 1e-2 * trained.abs().max()
+    key = config.layers[0][0]
+    hand = by_hand(made, key, draw(5, 1, 4, 128), who.get("local"))
+    assert torch.allclose(task.adapter.local(key, draw(5, 1, 4, 128), *kv[key]), hand, atol=1e-4)
+
+
+def training_base_metadata(config: CustAnyConfig) -> dict[str, str]:
+    from likeness.models.custany.config import to_metadata
+    return to_metadata(config)
+
+
+def test_bases_that_cannot_be_trained():
+    with pytest.raises(LikenessError, match="does not exist"):
+        training_base.load_checkpoint_base(folder() / "gone.safetensors", encoder_files())
+    tiny.register()
+    with pytest.raises(LikenessError, match="SD1.5 or SDXL"):
+        training_base.load_checkpoint_base(tiny.ensure()["tiny_sd3.safetensors"], encoder_files())
+    with pytest.raises(LikenessError, match="no checkpoint"):
+        training_base.load_checkpoint_base(miniature() / mini.DINO, encoder_files())
+
+
+def test_the_miniature_as_a_base():
+    """Its plain torch layers and the host's object are one network."""
+    base = training_base.MiniatureBase(miniature() / mini.BASE, encoder_files())
+    model, clip, _ = comfy_miniature()
+    with torch.no_grad():
+        rows, first, count = base.encode_text(["a cat on beach", "a dog"], ["cat", "cat"])
+        assert first.tolist() == [2, -1] and count.tolist() == [1, 0]
+        clean, noise, t = draw(1, 2, 48, 8, 8), draw(2, 2, 48, 8, 8), torch.tensor([100, 800])
+        x, target, weight = base.noised(clean, t, noise)
+        assert weight.numel() == 48
+        got = base.denoise(x, t, rows)
+        sampling = model.get_model_object("model_sampling")
+        sigma = sampling.sigmas[t].view(-1, 1, 1, 1)
+        host_x = clean + sigma * noise
+        denoised = model.model.apply_model(host_x, sigma.flatten(), c_crossattn=rows, transformer_options={})
+    expected = (host_x / (sigma ** 2 + 1) - denoised) * (sigma ** 2 + 1) ** 0.5 / sigma
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
+    host_rows = clip.encode_from_tokens_scheduled(clip.tokenize("a cat on beach"))[0][0]
+    assert torch.allclose(host_rows, rows[:1], atol=5e-3), "fp16 rounding of the host's text encoder is all that may differ"
+
+
+def comfy_miniature():
+    from host.support import base
+    return base("mini")

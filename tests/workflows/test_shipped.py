@@ -1,0 +1,141 @@
+"""The shipped workflows on the real server, with the miniature world."""
+from __future__ import annotations
+
+import json
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+
+from harness import build_workflows, canvas, canvas_inputs, paths, workflows
+from workflows.shipped import FILES, NAMES, OURS, blueprints, golden, light, nodes, of_type, prompt, same, saved
+
+# number and size of the pictures that each one saves
+PICTURES = dict.fromkeys(NAMES, (4, (256, 256, 3))) | {"5 Story strip": (1, (256, (4 * 64 + 3 * 2) * 4, 3))}
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    workflows.copy_inputs(server.input)
+    return server.object_info(fresh=True)
+
+
+def test_the_files_are_what_the_generator_writes(info):
+    if paths.host_version() != canvas.CORE_VERSION:
+        pytest.skip("another host has other core nodes")
+    made = {**build_workflows.build(info), **build_workflows.blueprints(info)}
+    for path in [*FILES, *blueprints()]:
+        assert workflows.load(path) == json.loads(json.dumps(made[path.stem])), f"{path.name}: run build_workflows again"
+
+
+def test_this_version_still_opens_what_was_frozen(info):
+    """Widgets are stored by position and sockets by name: new widgets may only come last."""
+    for name, frozen in golden().items():
+        for number, node in frozen.items():
+            if node["type"] not in info:
+                assert node["type"] == "sub-graph" or node["type"] in workflows.NOTE_NODES, (name, number, node["type"])
+                continue
+            items = canvas_inputs.inputs_of(info[node["type"]])
+            widgets, sockets = ([i.name for i in items if i.widget == kind] for kind in (True, False))
+            assert widgets[:len(node["widgets"])] == node["widgets"], (name, number)
+            assert set(node["sockets"]) <= {*sockets, *widgets}, (name, number)
+            outputs = info[node["type"]]["output_name"]
+            assert outputs[:len(node["outputs"])] == node["outputs"], (name, number)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs(server, info, name):
+    workflow = workflows.load(paths.WORKFLOWS / f"{name}.json")
+    job = workflows.to_prompt(workflow, info)
+    assert not workflows.missing_models(job, info)
+    assert {node["class_type"] for node in job.values()} <= set(info)
+    living = [n for n in nodes(workflow) if n["type"].startswith(OURS) and n["mode"] == 0]
+    assert {n["type"] for n in living} == {node["class_type"] for node in job.values() if node["class_type"].startswith(OURS)}
+    result = server.run(job, workflow=workflow)
+    assert result.ok, result.error
+    pictures = saved(result, job)
+    count, shape = PICTURES[name]
+    assert [p.shape for p in pictures] == [shape] * count
+    for picture in pictures:
+        assert picture.std() > 20 and 10 < picture.mean() < 245, "grey, black or white"
+    assert not any(np.array_equal(a, b) for k, a in enumerate(pictures) for b in pictures[:k])
+    for key in of_type(job, "Likeness_ExtractID"):
+        assert len(result.images[key]) == 1, "no preview of what the encoders saw"
+    for key in of_type(job, "PreviewAny"):
+        (text,) = result.outputs[key]["text"]
+        assert "local" in text and "global" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_counts(server, info, name):
+    """Without the subject (both strengths 0) other pictures come out."""
+    job = light(prompt(name, info))
+    off = light(prompt(name, info))
+    for key in of_type(off, "Likeness_DualLevelInjector"):
+        off[key]["inputs"].update(global_strength=0.0, local_strength=0.0)
+    first, second = (server.run(j) for j in (job, off))
+    assert first.ok and second.ok, first.error + second.error
+    assert not same(saved(first, job), saved(second, off))
+
+
+def test_each_of_two_masks_holds_its_own_subject(server, info):
+    """Swapping the pictures changes both halves; the local level of each reaches its own half only."""
+    name = "2 Two subjects"
+    job = light(prompt(name, info), steps=1)
+    into = of_type(job, "Likeness_DualLevelInjector")
+    assert len(into) == 2
+    pictures = {}
+    for row, strengths in {"none": (0.0, 0.0), "first": (1.0, 0.0), "second": (0.0, 1.0)}.items():
+        for key, strength in zip(into, strengths, strict=True):
+            job[key]["inputs"].update(global_strength=0.0, local_strength=strength)
+        result = server.run(job)
+        assert result.ok, result.error
+        pictures[row] = saved(result, job)[0].astype(float)
+    left = {row: np.abs(pictures[row] - pictures["none"])[:, :96].mean() for row in ("first", "second")}
+    right = {row: np.abs(pictures[row] - pictures["none"])[:, 160:].mean() for row in ("first", "second")}
+    assert left["first"] > 2 * left["second"] and right["second"] > 2 * right["first"], (left, right)
+
+
+def test_cancel_and_run_again(server, info):
+    job = light(prompt(NAMES[0], info), seed=31)
+    expected = saved(server.run(job), job)
+    long = light(prompt(NAMES[0], info), steps=1000, seed=32)
+    (sampler,) = of_type(long, "KSampler")
+
+    def cancel(kind, data):
+        if kind == "progress" and data.get("node") == sampler:
+            server.interrupt()
+
+    result = server.run(long, on_event=cancel, timeout=120)
+    assert result.status == "interrupted" and not saved(result, long)
+    server.free()
+    again = server.run(job)
+    assert again.ok and sampler in again.executed
+    assert same(saved(again, job), expected)
+
+
+def test_the_page_gets_them(server):
+    """Listed under our pack, each with its file and its thumbnail; the blueprint among the sub-graphs."""
+    pack = paths.PACK_FOLDER
+    assert sorted(server.get("/workflow_templates")[pack]) == NAMES
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for path in FILES:
+        address = f"/api/workflow_templates/{pack}/{urllib.parse.quote(path.stem)}"
+        assert server.get(address + ".json") == workflows.load(path)
+        with opener.open(server.url + address + ".jpg", timeout=30) as answer:
+            assert answer.status == 200 and answer.headers["Content-Type"] == "image/jpeg"
+            assert answer.read() == path.with_suffix(".jpg").read_bytes()
+    listed = {entry["name"]: key for key, entry in server.get("/global_subgraphs").items()
+              if entry["source"] == "custom_node"}
+    for path in blueprints():
+        data = json.loads(server.get(f"/global_subgraphs/{listed[path.stem]}")["data"])
+        assert data == json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_help_is_served_for_each_node_of_ours(server, info):
+    used = {node["type"] for frozen in golden().values() for node in frozen.values() if node["type"].startswith(OURS)}
+    assert len(used) >= 4
+    for kind in sorted(used):
+        text = server.get_bytes(f"/extensions/{paths.PACK_FOLDER}/docs/{kind}.md").decode()
+        assert info[kind]["display_name"] in text
