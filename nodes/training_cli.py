@@ -61,10 +61,11 @@ def _say(text: str) -> None:
 
 
 def _demo(args: argparse.Namespace, command: str) -> int:
+    import torch
+
     from ..models.demo.recipe import Recipe
     from ..models.hosting.demo import WEIGHTS
     from ..models.hosting.demo_unet import build_trainable_unet
-    import torch
 
     weights = args.weights or WEIGHTS
     recipe = Recipe(args.work, weights, command, _say)
@@ -88,6 +89,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     """A CustAny adapter in the miniature world; returns the finished file. `settings` override the recipe's."""
     import shutil
 
+    import torch
+
     from ..models.custany.config import CustAnyConfig
     from ..models.demo import lessons
     from ..models.hosting.training_base import MiniatureBase
@@ -95,7 +98,6 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     from ..models.training.config import TrainConfig
     from ..models.training.custany import CustAnyTask
     from ..models.training.loop import train
-    import torch
 
     base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
     pairs, steps = settings.pop("pairs", 10240), settings.pop("steps", None) or 2600

@@ -36,7 +36,7 @@ def find_word(windows: Sequence[Sequence[object]], word: Sequence[int], occurren
 
 def is_cut(windows: Sequence[Sequence[object]], word: Sequence[int], end: int) -> bool:
     """Whether the word stands across the border of two windows; `end` is the token that closes a window's text."""
-    for left, right in zip(windows, windows[1:]):
+    for left, right in zip(windows, windows[1:], strict=False):
         close = next((k for k, token in enumerate(left) if isinstance(token, int) and token == end), len(left))
         for before in range(1, len(word)):
             tail, head = left[max(1, close - before):close], right[1:1 + len(word) - before]

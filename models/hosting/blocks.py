@@ -38,8 +38,8 @@ def check_fits(model: Any, base: str, width: int, layers: dict[str, int]) -> Non
     name = {"sd15": "SD1.5", "sdxl": "SDXL", "miniature": "the miniature"}.get(base, base)
     if not have:
         kind = type(model.model).__name__
-        raise LikenessError(f"This adapter needs a UNet with text attention blocks as {name} has it, and {kind} is another kind of "
-                            f"network; load a {name} checkpoint.")
+        raise LikenessError(f"This adapter needs a UNet with text attention blocks as {name} has it, and {kind} is another "
+                            f"kind of network; load a {name} checkpoint.")
     got = text_width(model)
     wrong = next((key for key, channels in layers.items() if have.get(key) != channels), None)
     if got != width or wrong is not None:

@@ -129,8 +129,8 @@ def load_base(embedding_directory: Any = None, path: Path | None = None) -> tupl
     """MODEL, CLIP, VAE of the miniature. Raises LikenessError when the weights are missing or damaged."""
     path = path or WEIGHTS / "base.safetensors"
     if not path.exists():
-        raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or make "
-                            "them with: python dev.py train demo.")
+        raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or "
+                            "make them with: python dev.py train demo.")
     state, _ = files.load(path)
     return (_model(_parts(state, "unet"), _parts(state, "first_stage")), _clip(_parts(state, "text"), embedding_directory),
             _vae(_parts(state, "first_stage")))
@@ -150,7 +150,8 @@ def _model(state: dict[str, Tensor], first_stage: dict[str, Tensor]) -> Any:
 
 def _clip(state: dict[str, Tensor], embedding_directory: Any) -> Any:
     table = "text_model.embeddings.token_embedding.weight"
-    state = {**state, table: expand_vocabulary(state[table]), "text_projection.weight": torch.eye(WIDTH, dtype=state[table].dtype)}
+    state = {**state, table: expand_vocabulary(state[table]),
+             "text_projection.weight": torch.eye(WIDTH, dtype=state[table].dtype)}
     target = comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoClip)
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, parameters=6_700_000)
     clip.load_sd({f"clip_l.transformer.{key}": value for key, value in state.items()}, full_model=True)
@@ -175,8 +176,8 @@ def load_method(method: str) -> tuple[Adapter, Encoders]:
     def read(file: str):
         path = WEIGHTS / file
         if not path.exists():
-            raise LikenessError(f"The miniature's weights {file} are missing from this copy of the pack; install it again, or make "
-                                "them with: python dev.py train demo.")
+            raise LikenessError(f"The miniature's weights {file} are missing from this copy of the pack; install it again, "
+                                "or make them with: python dev.py train demo.")
         state, metadata = files.load(path)
         return state, metadata, _sha256(path, path.stat().st_mtime), file
     return make_adapter(*read(name)), Encoders(tuple(make_encoder(*read(file)) for file in encoder_names))

@@ -42,8 +42,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         raise LikenessError("This subject was loaded without its adapter; connect an ADAPTER to Load Subject.")
     check_fits(model, subject.base, subject.width, dict(adapter.config.layers))
     if word.raw is not None and word.raw.shape[-1] != subject.width:
-        raise LikenessError(f"The word's text vectors have the width {word.raw.shape[-1]}, the adapter needs {subject.width}; encode "
-                            "the prompt with the CLIP of the same checkpoint.")
+        raise LikenessError(f"The word's text vectors have the width {word.raw.shape[-1]}, the adapter needs {subject.width}; "
+                            "encode the prompt with the CLIP of the same checkpoint.")
     if mask is not None:
         mask = _checked_mask(mask)
     unknown = [key for key, _ in layers if key not in dict(adapter.config.layers)]
@@ -55,8 +55,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
     if not word.columns:
         return Injected(model, positive, negative, f"\"{word.text}\" is not in the prompt: passed through, nothing injected")
     if not 0 <= strengths.start < strengths.end <= 1:
-        raise LikenessError(f"The subject would act from {strengths.start:g} to {strengths.end:g} of the sampling; the start must be "
-                            "smaller than the end.")
+        raise LikenessError(f"The subject would act from {strengths.start:g} to {strengths.end:g} of the sampling; the start "
+                            "must be smaller than the end.")
     factors = {key: strengths.local * dict(layers).get(key, 1.0) for key, _ in adapter.config.layers}
     factors = {key: factor for key, factor in factors.items() if factor != 0.0}
     matches = _matches(positive, word)
@@ -111,7 +111,8 @@ def _checked_mask(mask: Tensor) -> Tensor:
         mask = mask[..., 0]
     mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
     if float(mask.max()) <= 0.0:
-        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the mask.")
+        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the "
+                            "mask.")
     return mask.clamp(0, 1)
 
 
@@ -124,8 +125,8 @@ def _matches(positive: Conditioning, word: Word) -> list[int | None]:
     if all(shift is None for shift in out):
         other = next((entry[1][TEXT_KEY] for entry in positive if TEXT_KEY in entry[1]), None)
         what = f"was encoded from \"{other}\"" if other is not None else "does not hold that word's vectors"
-        raise LikenessError(f"The WORD \"{word.text}\" was found in \"{word.prompt}\", but the positive conditioning {what}; connect "
-                            "both outputs of the same Subject Prompt.")
+        raise LikenessError(f"The WORD \"{word.text}\" was found in \"{word.prompt}\", but the positive conditioning {what}; "
+                            "connect both outputs of the same Subject Prompt.")
     return out
 
 
@@ -136,9 +137,10 @@ def _plan(model: Any, subject: Subject, word: Word, strengths: Strengths, factor
     timing = Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
                     0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
     # the tokens themselves: concat and average of the same pictures share all other hashes
-    label = repr((picture_hash(*(tokens for _, tokens in subject.tokens)), subject.adapter_hash, subject.pairing, word.prompt_hash, word.text,
-                  word.columns, sorted(factors.items()), strengths, picture_hash(mask),
-                  getattr(curve, "points", None), getattr(guidance, "name", None)))
+    tokens = picture_hash(*(tensor for _, tensor in subject.tokens))
+    label = repr((tokens, subject.adapter_hash, subject.pairing, word.prompt_hash, word.text, word.columns,
+                  sorted(factors.items()), strengths, picture_hash(mask), getattr(curve, "points", None),
+                  getattr(guidance, "name", None)))
     number = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
     plan = Plan(number, subject.adapter.patcher, keys_values, subject.pairing, tuple(factors.items()), timing, mask,
                 getattr(guidance, "name", None))
@@ -177,8 +179,8 @@ def _fused(entry: list[Any], word: Word, shift: int, delta: Tensor, strengths: S
 def _place(column: int, dropped: tuple[tuple[int, int, int], ...], word: Word) -> int:
     """Where a row of the prompt stands after earlier injectors took rows out: (first row, rows, end of its window)."""
     if any(start <= column < start + count for start, count, _ in dropped):
-        raise LikenessError(f"The word \"{word.text}\" is a part of another subject's word, and this adapter takes that part out of the "
-                            "prompt; name the subjects by words of their own.")
+        raise LikenessError(f"The word \"{word.text}\" is a part of another subject's word, and this adapter takes that part out "
+                            "of the prompt; name the subjects by words of their own.")
     return column - sum(count for start, count, end in dropped if start + count <= column < end)
 
 

@@ -90,8 +90,8 @@ class LocalInjection:
         if not any(counts):
             return x
         if len(counts) != x.shape[0]:
-            raise LikenessError(f"Another node made {x.shape[0]} rows out of {len(counts)} inside the model, so that it cannot be told "
-                                "which of them carry the subject; leave that node out, or use it without the injector.")
+            raise LikenessError(f"Another node made {x.shape[0]} rows out of {len(counts)} inside the model, and nothing tells "
+                                "which of them carry the subject; leave that node out, or the injector.")
         weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"))
         if weight == 0.0:
             return x
@@ -99,7 +99,8 @@ class LocalInjection:
             x = self._add(x, key, weight, [row for row, count in enumerate(counts) if count > turn], stamps, extra_options)
         return x
 
-    def _add(self, x: Tensor, key: str, weight: float, rows: list[int], stamps: RowStamps, extra_options: dict[str, Any]) -> Tensor:
+    def _add(self, x: Tensor, key: str, weight: float, rows: list[int], stamps: RowStamps,
+             extra_options: dict[str, Any]) -> Tensor:
         """x with the subject in these rows."""
         index = torch.tensor(rows, device=x.device)
         batch = x.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))

@@ -47,8 +47,8 @@ def _ids(clip: Any, text: str) -> list[int]:
     ids = []
     for entry in _windows(clip.tokenize(_plain(text)))[1][0][1:]:
         if not isinstance(entry[0], int):
-            raise LikenessError(f"The subject's word is the embedding \"{text}\", which has no word of its own; write a plain word of the "
-                                "prompt, such as cat, and leave the embedding beside it.")
+            raise LikenessError(f"The subject's word is the embedding \"{text}\", which has no word of its own; write a plain "
+                                "word of the prompt, such as cat, and leave the embedding beside it.")
         if entry[0] == end:
             break
         ids.append(entry[0])
@@ -93,7 +93,8 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
     else:
         other = next((e[1][TEXT_KEY] for e in conditioning if e[1].get(HASH_KEY, digest) != digest), None)
         if other is not None:
-            raise LikenessError(f"The CONDITIONING was encoded from \"{other}\", the text here is \"{text}\"; write the same text.")
+            raise LikenessError(f"The CONDITIONING was encoded from \"{other}\", the text here is \"{text}\"; write the same "
+                                "text.")
     # Rows that were joined with another prompt's do not begin with this text for sure: they stay without its hash.
     total = sum(len(window) for window in windows)
     own = [entry[0].shape[1] == total or entry[1].get(HASH_KEY) == digest for entry in conditioning]
@@ -103,15 +104,17 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
     weights = tuple(float(w[found_at][1]) for w, found_at in _entries(windows, found.columns))
     if found.columns:
         _rows(conditioning, found.columns, text)
-        source = [entry for entry, mine in zip(conditioning, own, strict=True) if mine] or clip.encode_from_tokens_scheduled(tokens)
+        source = [entry for entry, mine in zip(conditioning, own, strict=True) if mine]
+        source = source or clip.encode_from_tokens_scheduled(tokens)
         size = len(windows[0])
         rows = _rows(source, found.columns, text)
         end = _rows(source, (found.columns[-1] // size * size + size - 1,), text)
         raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
-    place = Word(word.strip(), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights, tokens, clip, end)
+    place = Word(word.strip(), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
+                 tokens, clip, end)
     if found.columns and not any(own) and all(shift_of(entry[0], place) is None for entry in conditioning):
-        raise LikenessError(f"The CONDITIONING has {conditioning[0][0].shape[1]} rows and none of them hold \"{text}\", which has {total}; "
-                            "connect the CONDITIONING that was encoded from this text.")
+        raise LikenessError(f"The CONDITIONING has {conditioning[0][0].shape[1]} rows and none of them hold \"{text}\", which "
+                            f"has {total}; connect the CONDITIONING that was encoded from this text.")
     return conditioning, place, bool(found.columns)
 
 
@@ -131,7 +134,8 @@ def _rows(conditioning: Conditioning, columns: tuple[int, ...], text: str) -> Te
 
 def _unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> Tensor:
     """The word's rows as they were before prompt weights pulled them towards the empty prompt."""
-    plain = {key: [[(entry[0], 1.0, *entry[2:]) for entry in window] for window in windows] for key, windows in tokens.items()}
+    plain = {key: [[(entry[0], 1.0, *entry[2:]) for entry in window] for window in windows]
+             for key, windows in tokens.items()}
     return _rows(clip.encode_from_tokens_scheduled(plain), columns, text)
 
 
@@ -140,8 +144,8 @@ def _missing(clip: Any, text: str, word: str, occurrence: int, found: Found, win
         return (f"The prompt has the word \"{word}\" {found.total} time{'s' if found.total > 1 else ''}, occurrence "
                 f"{occurrence} was asked for; choose a smaller number or 0 for all.")
     if is_cut([[entry[0] for entry in window] for window in windows], _ids(clip, word.strip()), _end(clip)):
-        return (f"The word \"{word}\" is cut in two where the prompt goes on in another window of {len(windows[0])} tokens; move it by a "
-                "word or two.")
+        return (f"The word \"{word}\" is cut in two where the prompt goes on in another window of {len(windows[0])} tokens; "
+                "move it by a word or two.")
     near = near_words(text, word)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; write it into the prompt as it is written here."
     return f"The word \"{word}\" is not in the prompt \"{text}\"{hint}"
@@ -157,7 +161,8 @@ def tokens_report(word: Word) -> str:
     for first in word.firsts:
         columns = word.columns[first:first + per]
         weight = f", weight {word.weights[first]:g}" if word.weights[first] != 1.0 else ""
-        lines.append(f"window {columns[0] // word.window + 1}: columns {', '.join(str(c % word.window) for c in columns)}{weight}")
+        places = ", ".join(str(column % word.window) for column in columns)
+        lines.append(f"window {columns[0] // word.window + 1}: columns {places}{weight}")
     return "\n".join(lines)
 
 

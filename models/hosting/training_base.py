@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..common import files
 from ..common.errors import LikenessError
+from ..custany.config import CustAnyConfig, sd15_layers, sdxl_layers
 from ..demo.base import channel_weights
 from ..demo.captions import row_ids, word_rows
 from ..demo.first_stage import FirstStage
@@ -19,7 +20,6 @@ from ..demo.schedule import STEPS, noised
 from ..demo.text import TextModel
 from ..vision.load import load_vit
 from ..vision.preprocess import common_size, preprocess
-from ..custany.config import CustAnyConfig, sd15_layers, sdxl_layers
 from .blocks import attention_blocks, text_width
 from .demo_unet import UNET_CONFIG, build_trainable_unet
 from .encoders import Encoders, encode, load_encoder
@@ -60,7 +60,8 @@ class MiniatureBase:
         self.embed_width = self.encoders[0][1].width
         self.device = torch.device("cpu")
         channels = UNET_CONFIG["model_channels"]
-        self.layers = tuple((f"{part}.0", channels) for part in ("input.1", "input.3", "output.0", "output.1", "output.2", "output.3"))
+        parts = ("input.1", "input.3", "output.0", "output.1", "output.2", "output.3")
+        self.layers = tuple((f"{part}.0", channels) for part in parts)
         self._weight = channel_weights(self.stage)
 
     def encode_text(self, captions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +142,8 @@ class CheckpointBase:
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Features:
-        return [(c.to(self.device).clone(), p.to(self.device).clone()) for c, p in encode(self.encoders, pixels.permute(0, 2, 3, 1).cpu())]
+        pairs = encode(self.encoders, pixels.permute(0, 2, 3, 1).cpu())
+        return [(cls.to(self.device).clone(), patches.to(self.device).clone()) for cls, patches in pairs]
 
     def timesteps(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(0, len(self.sampling.sigmas), (n,), generator=generator)
@@ -178,7 +180,8 @@ def load_checkpoint_base(checkpoint: Path, encoders: list[Path]) -> CheckpointBa
         log.debug("%s: %s", checkpoint, error)
         loaded = None
     if loaded is None or loaded[0] is None:
-        raise LikenessError(f"The file {Path(checkpoint).name} is no checkpoint that ComfyUI knows; choose an SD1.5 or SDXL file.")
+        raise LikenessError(f"The file {Path(checkpoint).name} is no checkpoint that ComfyUI knows; choose an SD1.5 or SDXL "
+                            "file.")
     model, clip, vae = loaded[:3]
     return CheckpointBase(model, clip, vae, Encoders(tuple(load_encoder(path) for path in encoders)))
 

@@ -20,13 +20,14 @@ SIZES = {"sd15": 64, "sdxl": 128}
 
 def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
     """Seconds of a plain and of an injected step (two rows, the positive one with two references), peak RAM in GiB."""
+    import comfy.ops
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
     from likeness.models.custany.adapter import CustAny
     from likeness.models.custany.config import preset
     from likeness.models.hosting.injector import LocalInjection, Plan, Timing
     from likeness.models.hosting.stamps import KEY, RowStamps
-    import comfy.ops
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ ROWS = {"none": None, "both": (1.0, 1.0), "shuffled": (1.0, 1.0), "global": (1.0
 def candidates() -> dict[str, Any]:
     """16 held-out identities with different looks, all kinds among them; the same at every call."""
     import torch
+
     from likeness.models.demo import world
 
     generator = torch.Generator().manual_seed(2024)
@@ -36,8 +37,9 @@ def candidates() -> dict[str, Any]:
 def save_references(folder: Path, ids: dict[str, Any]) -> None:
     """Each identity in a scene of its own at 256 pixels, with its mask in the alpha channel as LoadImage reads it."""
     import torch
-    from likeness.models.demo import creatures, world
     from PIL import Image
+
+    from likeness.models.demo import creatures, world
 
     n = ids["kind"].shape[0]
     generator = torch.Generator().manual_seed(7)
@@ -104,6 +106,7 @@ def interval(hits: list[float]) -> tuple[float, float]:
 def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list) -> dict[str, float]:
     """Runs one row; retrieval among the 16 by look, scene and named place, each with its interval."""
     import torch
+
     from likeness.models.demo import world
     from likeness.models.demo.judge import likelihoods
 
@@ -113,8 +116,8 @@ def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list)
         for j in range(PROMPTS):
             scene, place = (k + j) % len(world.SCENES), (k + 2 * j) % len(world.PLACES)
             reference = (k + 5) % IDENTITIES if row == "shuffled" else k
-            graph = prompt_for(k, world.KINDS[int(ids["kind"][k])], world.SCENES[scene], world.PLACES[place], ROWS[row], reference,
-                               1000 * k + j)
+            kind = world.KINDS[int(ids["kind"][k])]
+            graph = prompt_for(k, kind, world.SCENES[scene], world.PLACES[place], ROWS[row], reference, 1000 * k + j)
             result = server.run(graph, timeout=600)
             if not result.ok:
                 raise RuntimeError(f"{row}, identity {k}: {result.error}")
@@ -137,18 +140,19 @@ def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list)
 def quality(rows: list[str], folder: Path) -> dict[str, Any]:
     """The table of retrieval, scene and place, and a sheet of pictures beside it."""
     import torch
+    from PIL import Image
+
     from harness.server import Server
     from likeness.models.common import files
     from likeness.models.demo.judge import Judge
     from likeness.models.hosting.demo import WEIGHTS
-    from PIL import Image
 
     state, metadata = files.load(WEIGHTS / "judge.safetensors")
     judge = Judge().eval()
     judge.load_state_dict({k: v.float() for k, v in state.items()})
     ids = candidates()
-    out: dict[str, Any] = {"identities": IDENTITIES, "chance": round(1 / IDENTITIES, 4), "pictures_a_row": IDENTITIES * PROMPTS * NOISES,
-                           "judge_on_renders": metadata["accuracy"]}
+    out: dict[str, Any] = {"identities": IDENTITIES, "chance": round(1 / IDENTITIES, 4),
+                           "pictures_a_row": IDENTITIES * PROMPTS * NOISES, "judge_on_renders": metadata["accuracy"]}
     with Server(cpu=True) as server:
         save_references(server.input, ids)
         sheet = [read([(server.input / f"identity_{k:02d}.png").read_bytes()])[0] for k in range(IDENTITIES)]

@@ -49,7 +49,7 @@ def new_scene(board: Board) -> None:
     group = board.group("3  Subject into prompt and model", (2, 0), GREEN)
     block = group.add(keep_a_subject(board.info), {
         "model": world["model"], "clip": world["clip"], "adapter": world["adapter"], "encoders": world["encoders"],
-        "image": image, "mask": mask}, width=400, room=260)
+        "image": image, "mask": mask}, width=400, room=140)
     finish(board, 3, 4, world, block, 7, "new scene")
 
 

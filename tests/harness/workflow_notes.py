@@ -54,7 +54,7 @@ Subject* looks at the picture, finds the word **cat** in your prompt, and brings
 - **global_strength**: colours and look as a whole. **local_strength**: details and pattern. 1 is as trained, 0 is off.
 - **seed** in KSampler: other pictures. It is fixed, so that you can compare.
 
-The small button at the top of the block shows what is in it. You find the block again in the node library, among the
+*Enter subgraph*, a button on the block, shows what is in it. You find the block again in the node library, among the
 subgraph blueprints.""", OWN_PICTURE, MINIATURE, OWN_MODEL),
     "2 Two subjects": note("""# Two subjects
 **Two pictures in, both subjects in one new picture.** Each subject has its own word in the same prompt (**cat**, **bunny**)
@@ -99,6 +99,6 @@ copy of the block *One scene of the story*; core's Stitch Images puts the four p
 - **Seed of all pictures**: another strip. It is fixed, so that you can compare.
 - A fifth scene: copy one block with its sentence, and one *Stitch Images*.
 
-The small button at the top of a block shows what is in it; a change inside counts for all four.""",
+*Enter subgraph*, a button on each block, shows what is in it; a change inside counts for all four.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
 }

@@ -1,7 +1,7 @@
 """Reference pictures and thumbnails of the shipped workflows.
 
 The references are drawn by the miniature world's own renderer and show looks that no training has seen. A thumbnail is
-made of the pictures that its workflow really made, with the reference in the middle.
+made of the pictures that its workflow really made, beside the reference.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATURES = {
     "likeness_bear": ("bear", "red", "white", "round belly", "scarf", "blue", "in the snow", False),
 }
 GARMENT = "likeness_scarf"  # opaque, with a mask of the garment in a file of its own
-TILE, GAP, INSET = 256, 8, 168
+TILE, GAP = 256, 8
 
 
 def identity(name: str) -> dict[str, Any]:
@@ -81,49 +81,48 @@ def write_inputs(folder: Path) -> list[Path]:
 
 # -- thumbnails --------------------------------------------------------------------------------------
 def tiles(pictures: list[bytes]) -> list[Any]:
-    """Four square pictures: the first four, or a strip cut into its parts."""
+    """The first three pictures, or the first three parts of a strip."""
     from PIL import Image
 
     found = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
-    if len(found) == 1 and found[0].width > 2 * found[0].height:
+    if len(found) == 1 and found[0].width > 3 * found[0].height:
         strip, side = found[0], found[0].height
         step = (strip.width - side) / 3
-        found = [strip.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(4)]
-    if len(found) < 4:
-        raise HarnessError(f"A thumbnail is made of four pictures, not of {len(found)}.")
-    return [picture.resize((TILE, TILE), Image.Resampling.BICUBIC) for picture in found[:4]]
+        found = [strip.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(3)]
+    if len(found) < 3:
+        raise HarnessError(f"A thumbnail is made of three pictures, not of {len(found)}.")
+    return [picture.resize((TILE, TILE), Image.Resampling.BICUBIC) for picture in found[:3]]
 
 
-def inset(names: list[str], folder: Path) -> Any:
-    """The reference pictures side by side on a white card with round corners."""
-    from PIL import Image, ImageDraw
+def reference_tile(names: list[str], folder: Path) -> Any:
+    """The reference pictures side by side on white; of a garment's picture all but the garment is pale."""
+    from PIL import Image
 
-    size = INSET if len(names) == 1 else 128
-    width = size * len(names)
-    card = Image.new("RGBA", (width, size))
-    ImageDraw.Draw(card).rounded_rectangle((0, 0, width - 1, size - 1), 20, fill=(255, 255, 255, 255))
+    card = Image.new("RGBA", (TILE, TILE), "white")
+    side = TILE // len(names)
     for column, name in enumerate(names):
         picture = Image.open(folder / name).convert("RGBA")
-        box = picture.getchannel("A").getbbox() or (0, 0, *picture.size)
-        picture = picture.crop(box)
-        scale = (size - 24) / max(picture.size)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-        card.alpha_composite(picture, (column * size + (size - picture.width) // 2, (size - picture.height) // 2))
-    return card
+        mask = folder / f"{Path(name).stem}_mask.png"
+        if mask.is_file():
+            pale = Image.blend(picture, Image.new("RGBA", picture.size, "white"), 0.65)
+            picture = Image.composite(picture, pale, Image.open(mask).convert("L")).resize((TILE, TILE))
+        else:
+            picture = picture.crop(picture.getchannel("A").getbbox())
+            scale = min((side - 12) / picture.width, (TILE - 40) / picture.height)
+            size = (round(picture.width * scale), round(picture.height * scale))
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        card.alpha_composite(picture, (column * side + (side - picture.width) // 2, (TILE - picture.height) // 2))
+    return card.convert("RGB")
 
 
 def thumbnail(pictures: list[bytes], names: list[str], folder: Path) -> Any:
-    """Four results round the reference."""
-    from PIL import Image, ImageDraw
+    """The reference at the top left, three results round it."""
+    from PIL import Image
 
     side = 2 * TILE + 3 * GAP
-    sheet = Image.new("RGB", (side, side), (250, 248, 243))
-    for k, tile in enumerate(tiles(pictures)):
+    sheet = Image.new("RGB", (side, side), (226, 220, 208))
+    for k, tile in enumerate([reference_tile(names, folder), *tiles(pictures)]):
         sheet.paste(tile, (GAP + (k % 2) * (TILE + GAP), GAP + (k // 2) * (TILE + GAP)))
-    card = inset(names, folder)
-    x, y = (side - card.width) // 2, (side - card.height) // 2
-    ImageDraw.Draw(sheet).rounded_rectangle((x - 5, y - 5, x + card.width + 4, y + card.height + 4), 24, fill=(250, 248, 243))
-    sheet.paste(card, (x, y), card)
     return sheet
 
 

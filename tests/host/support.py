@@ -19,21 +19,40 @@ from harness import mini, tiny
 host_module.enter(cpu=None if os.environ.get("LIKENESS_DEVICE") == "auto" else True,
                   base=host_module.private_base())
 
+# Tests take the host's modules from here: on their own they might be imported before its folder is on the path.
+import comfy.controlnet  # noqa: E402, F401
+import comfy.latent_formats  # noqa: E402, F401
+import comfy.model_base  # noqa: E402, F401
+import comfy.model_management  # noqa: E402, F401
+import comfy.model_patcher  # noqa: E402, F401
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
-import nodes as core  # noqa: E402, F401  (core's own nodes, for the tests)
+import comfy.sd  # noqa: E402, F401
+import comfy.supported_models  # noqa: E402, F401
+import comfy.utils  # noqa: E402, F401
+import comfy_api.latest  # noqa: E402, F401  (before comfy_api.input, which cannot be the first)
+import comfy_extras.nodes_custom_sampler  # noqa: E402, F401
+import comfy_extras.nodes_model_merging  # noqa: E402, F401
+import comfy_extras.nodes_pag  # noqa: E402, F401
+import comfy_extras.nodes_perpneg  # noqa: E402, F401
+import comfy_extras.nodes_sag  # noqa: E402, F401
+import comfy_extras.nodes_slg  # noqa: E402, F401
+import latent_preview  # noqa: E402, F401
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from comfy_api.input import CurveInput  # noqa: E402, F401
 from torch import Tensor  # noqa: E402
 
+import nodes as core  # noqa: E402, F401
 from likeness.models.common.records import Subject  # noqa: E402
 from likeness.models.custany.adapter import CustAny  # noqa: E402
 from likeness.models.custany.config import CustAnyConfig, to_metadata  # noqa: E402
 from likeness.models.demo.captions import CONTEXT_LENGTH  # noqa: E402
-from likeness.models.hosting import demo  # noqa: E402
+from likeness.models.hosting import demo, stamps  # noqa: E402
 from likeness.models.hosting.adapters import Adapter, make_adapter  # noqa: E402
 from likeness.models.hosting.blocks import attention_blocks  # noqa: E402
 from likeness.models.hosting.inject import Injected, Strengths, inject  # noqa: E402
+from likeness.models.hosting.injector import LocalInjection, Plan, Timing  # noqa: E402
 from likeness.models.hosting.prompt import encode_prompt  # noqa: E402
 
 PROMPT = "a photo of a cat on the beach"
@@ -185,3 +204,44 @@ def by_hand(of: Adapter, key: str, x: Tensor, local: Tensor) -> Tensor:
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     share = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
     return (share @ v).transpose(1, 2).flatten(2) @ w["to_out.weight"].T + w["to_out.bias"]
+
+
+def inject_into(model: Any, seed: int = 1, strengths: Strengths | None = None, kind: str = "sd15", **more: Any):
+    positive, word = prompt(kind)
+    return inject(model, positive, encode(kind, "blurry"), subject(kind, seed), word,
+                  strengths or Strengths(0.0, 1.0), **more)
+
+
+def run(done: Any, **more: Any) -> Tensor:
+    return sample(done.model, done.positive, done.negative, **more)
+
+
+def plain(kind: str = "sd15", model: Any = None, **more: Any) -> Tensor:
+    return sample(model or base(kind)[0], prompt(kind)[0], encode(kind, "blurry"), kind=kind, **more)
+
+
+class Named:
+    """Stands for a GUIDANCE: the injector reads its name only."""
+    name = "live"
+
+
+# -- one call of the patch ------------------------------------------------------------------------------
+def call(patch: LocalInjection, x: Tensor, ids: list[tuple[int, ...]], *, key=("output", 3, 0), areas=None,
+         latent=(16, 16), shape=None, sigma=1.0, sigmas=None, chunks=1, **more: Any) -> Tensor:
+    rows = stamps.RowStamps(tuple(ids), tuple(areas or [None] * len(ids)), latent, sigma)
+    side = int(x.shape[1] ** 0.5)
+    options = {stamps.KEY: rows, "block": key[:2], "block_index": key[2], "cond_or_uncond": [0] * chunks,
+               "activations_shape": [x.shape[0], x.shape[2], *(shape or (side, x.shape[1] // side))],
+               "sample_sigmas": sigmas, **more}
+    return patch(x, options)
+
+
+def patch_for(mask: Tensor | None = None, n: int = 1, pairing: str = "all", timing: Timing | None = None, strength=1.0,
+              guidance: str | None = None) -> tuple[LocalInjection, Tensor]:
+    of = adapter("sd15")
+    tokens = draw(3, n, 9, of.config.width)
+    module = of.patcher.model
+    kv = tuple((key, *module.keys_values(key, tokens)) for key, _ in of.config.layers)
+    plan = Plan(5, of.patcher, kv, pairing, tuple((key, strength) for key, _ in of.config.layers), timing or Timing(),
+                mask, guidance)
+    return LocalInjection(plan), tokens

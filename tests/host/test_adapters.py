@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from host.support import adapter_state, base, config_for, draw, folder, miniature, prompt
 
 from harness import mini
+from host.support import adapter_state, base, comfy, config_for, draw, folder, miniature, prompt
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.custany.adapter import CustAny
@@ -248,7 +248,7 @@ def test_many_references_go_in_chunks(loaded, monkeypatch):
 
 
 def test_cancel_between_chunks(loaded, monkeypatch):
-    import comfy.model_management as management
+    management = comfy.model_management
     adapter, pair = loaded
     monkeypatch.setattr(encoders, "CHUNK", 1)
     management.interrupt_current_processing()

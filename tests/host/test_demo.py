@@ -3,16 +3,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from host.support import base, core, draw, encode, folder, injected, latent_of, miniature, sample
 from safetensors.torch import load_file
 
-import comfy.latent_formats
-import comfy.model_detection
-import comfy.sd
-import comfy.supported_models
-import comfy_extras.nodes_model_merging as merging
-import latent_preview
 from harness import mini
+from host.support import (
+    base,
+    comfy,
+    comfy_extras,
+    core,
+    draw,
+    encode,
+    folder,
+    injected,
+    latent_of,
+    latent_preview,
+    miniature,
+    sample,
+)
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.files import load
 from likeness.models.demo import schedule
@@ -45,7 +52,8 @@ def stage() -> FirstStage:
 
 
 @pytest.mark.parametrize("text", [
-    "a photo of a cat on beach, left", "a lovely big red and blue striped dog with a pink scarf in snow", "", "a (cat:1.0) at night"])
+    "a photo of a cat on beach, left", "a lovely big red and blue striped dog with a pink scarf in snow", "",
+    "a (cat:1.0) at night"])
 def test_the_text_encoder_is_the_one_of_training(text):
     """CLIP's tokenizer, the expanded table and the host's transformer against the small net that was trained."""
     model = TextModel()
@@ -83,7 +91,8 @@ def test_missing_and_damaged_weights(tmp_path):
 
 # -- first stage ---------------------------------------------------------------------------------------
 def picture() -> torch.Tensor:
-    return torch.nn.functional.interpolate(draw(5, 1, 3, 8, 10), PICTURE[1:3], mode="bicubic").clamp(-1, 1).movedim(1, -1) / 2 + 0.5
+    small = draw(5, 1, 3, 8, 10)
+    return torch.nn.functional.interpolate(small, PICTURE[1:3], mode="bicubic").clamp(-1, 1).movedim(1, -1) / 2 + 0.5
 
 
 def test_vae_encode_and_decode_are_the_first_stage():
@@ -213,7 +222,7 @@ def test_clip_set_last_layer():
 
 def test_model_save_and_checkpoint_save(tmp_path, monkeypatch):
     model, clip, vae = base("mini")
-    saver = merging.ModelSave()
+    saver = comfy_extras.nodes_model_merging.ModelSave()
     saver.output_dir = str(tmp_path)
     saver.save(model, "m/mini")
     path = next((tmp_path / "m").glob("*.safetensors"))
@@ -221,7 +230,7 @@ def test_model_save_and_checkpoint_save(tmp_path, monkeypatch):
     for key, value in part("unet").items():
         name = next(k for k in (f"model.diffusion_model.{key}", key) if k in state)
         assert torch.equal(state[name].float(), value), key
-    saver = merging.CheckpointSave()
+    saver = comfy_extras.nodes_model_merging.CheckpointSave()
     saver.output_dir = str(tmp_path)
     saver.save(model, clip, vae, "c/mini")
     state = load_file(next((tmp_path / "c").glob("*.safetensors")))
@@ -236,7 +245,7 @@ def test_a_lora_on_the_saved_model_is_baked_in(tmp_path):
     model = base("mini")[0].clone()
     key = "diffusion_model.input_blocks.0.0.weight"
     model.add_patches({key: (torch.ones(96, 48, 3, 3),)}, 0.5)
-    saver = merging.ModelSave()
+    saver = comfy_extras.nodes_model_merging.ModelSave()
     saver.output_dir = str(tmp_path)
     saver.save(model, "mini")
     state = load_file(next(tmp_path.glob("*.safetensors")))

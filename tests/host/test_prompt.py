@@ -5,11 +5,25 @@ from typing import Any
 
 import pytest
 import torch
-from host.support import (
-    PROMPT, WINDOWS, adapter, base, cfg_guider, config_for, core, draw, encode, folder, latent_of, new_adapter, prompt,
-    run_guider, subject)
 from safetensors.torch import save_file
 
+from host.support import (
+    PROMPT,
+    WINDOWS,
+    adapter,
+    base,
+    cfg_guider,
+    config_for,
+    core,
+    draw,
+    encode,
+    folder,
+    latent_of,
+    new_adapter,
+    prompt,
+    run_guider,
+    subject,
+)
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.records import Word
 from likeness.models.custany.layers import replace_word

@@ -10,15 +10,21 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from host.support import (
-    adapter, by_hand, cfg_guider, core, draw, encode, injected, latent_of, prompt, run_guider, subject)
 
-import comfy.model_patcher
-import comfy_extras.nodes_custom_sampler as custom_sampler
-import comfy_extras.nodes_pag as pag
-import comfy_extras.nodes_perpneg as perpneg
-import comfy_extras.nodes_sag as sag
-import comfy_extras.nodes_slg as slg
+from host.support import (
+    base,
+    by_hand,
+    cfg_guider,
+    comfy,
+    comfy_extras,
+    core,
+    encode,
+    injected,
+    latent_of,
+    prompt,
+    run_guider,
+    subject,
+)
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.records import Subject
 from likeness.models.hosting import stamps
@@ -160,8 +166,7 @@ def test_batches(batch, pairing):
 
 
 def _model_and(positive, kind="sd15", negative="blurry"):
-    from host.support import base
-    return base(kind)[0], positive, encode(kind, negative)
+        return base(kind)[0], positive, encode(kind, negative)
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
@@ -170,7 +175,7 @@ def test_dual_cfg(style, place):
     done, watch, model = setup()
     other = watch.knows(encode("sd15", "a sketch of a dog"))
     conds = [done.positive, other] if place == 0 else [other, done.positive]
-    guider = custom_sampler.DualCFGGuider.execute(model, *conds, done.negative, 3.0, 2.0, style)[0]
+    guider = comfy_extras.nodes_custom_sampler.DualCFGGuider.execute(model, *conds, done.negative, 3.0, 2.0, style)[0]
     run_guider(guider, latent_of("sd15"))
     watch.check(ONE, NONE)
 
@@ -180,10 +185,10 @@ def test_perp_neg(as_patch):
     done, watch, model = setup()
     empty = watch.knows(encode("sd15", ""))
     if as_patch:
-        model = perpneg.PerpNeg.execute(model, empty, 1.0)[0]
+        model = comfy_extras.nodes_perpneg.PerpNeg.execute(model, empty, 1.0)[0]
         guider = cfg_guider(model, done.positive, done.negative)
     else:
-        guider = perpneg.PerpNegGuider.execute(model, done.positive, done.negative, empty, 4.0, 1.0)[0]
+        guider = comfy_extras.nodes_perpneg.PerpNegGuider.execute(model, done.positive, done.negative, empty, 4.0, 1.0)[0]
     run_guider(guider, latent_of("sd15"))
     watch.check(ONE, NONE)
 
@@ -194,9 +199,10 @@ def test_guidance_patches(guidance, before):
     """They call the network again with rows of their own choice: SAG the negative, the others the positive."""
     def guided(model):
         if guidance == "sag":
-            return sag.SelfAttentionGuidance.execute(model, 0.5, 2.0)[0]
+            return comfy_extras.nodes_sag.SelfAttentionGuidance.execute(model, 0.5, 2.0)[0]
         if guidance == "pag":
-            return pag.PerturbedAttentionGuidance.execute(model, 3.0)[0]
+            return comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(model, 3.0)[0]
+        slg = comfy_extras.nodes_slg
         node = slg.SkipLayerGuidanceDiTSimple if "simple" in guidance else slg.SkipLayerGuidanceDiT
         more = {} if "simple" in guidance else {"scale": 3.0}
         return node.execute(model, start_percent=0.0, end_percent=1.0, double_layers="1", **more)[0]

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from host.support import adapter_state, by_hand, draw, folder, miniature, sample
 
-import comfy.model_base
-import comfy.sd
 from harness import mini, tiny
+from host.support import adapter_state, by_hand, comfy, draw, folder, miniature, sample
 from likeness.models.common.errors import LikenessError
 from likeness.models.custany.config import CustAnyConfig
 from likeness.models.custany.layers import replace_word
