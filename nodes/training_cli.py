@@ -126,7 +126,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                                   "local_off": 0.1, "decouple": "off", "export_dtype": "fp16", "save_every": 200, **settings})
     task = CustAnyTask(base, config, train_config, base.hashes)
     _begin_with(task, start)
-    result = train(task, train_config, Source(), out, log=_Progress(), metadata={"command": command})
+    result = train(task, train_config, Source(), out, log=_Progress(),
+                   metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0"})
     _say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
         shutil.copyfile(result.path, target)

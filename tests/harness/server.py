@@ -61,16 +61,17 @@ class Server(Client):
     packs: further custom node folders beside the pack (`pack=False`: without it).
     models: folders laid out like ComfyUI/models; model_folders: {folder key: path}.
     flags: further main.py flags, e.g. ["--cache-none"]. cpu=None: a card when torch sees one.
+    host: another ComfyUI folder than that of the set-up, e.g. the oldest one that is supported.
     """
 
     def __init__(
         self, base: Path | None = None, *, pack: bool = True, packs: Iterable[Path] = (),
         models: Iterable[Path] = (), model_folders: dict[str, Path] | None = None,
         flags: Iterable[str] = (), cpu: bool | None = None, port: int = 0,
-        env: dict[str, str] | None = None, start_timeout: float = 600,
+        env: dict[str, str] | None = None, start_timeout: float = 600, host: Path | None = None,
     ) -> None:
         super().__init__("")
-        self.port, self.host = 0, host_dir()
+        self.port, self.host = 0, (host or host_dir()).resolve()
         self._temporary = base is None
         if base is None:
             (DEV / "base").mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from harness import mini
 from host.support import adapter_state, base, comfy, config_for, draw, folder, miniature, prompt
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
-from likeness.models.custany.adapter import CustAny
 from likeness.models.custany.config import to_metadata
 from likeness.models.hosting import adapters, encoders
 from likeness.models.hosting.inject import Strengths, inject
@@ -196,21 +196,35 @@ def pictures_of(n: int) -> torch.Tensor:
     return torch.rand(n, 64, 64, 3, generator=torch.Generator().manual_seed(4))
 
 
-def test_tokens_are_those_of_the_modules(loaded):
+def mlp_by_hand(state: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    """LayerNorm, Linear, GELU, Linear from the tensors of a file."""
+    w = {key: state[f"{name}.{key}"] for key in ("norm.weight", "norm.bias", "hidden.weight", "hidden.bias", "out.weight",
+                                                 "out.bias")}
+    x = F.layer_norm(x, x.shape[-1:], w["norm.weight"], w["norm.bias"]) @ w["hidden.weight"].T + w["hidden.bias"]
+    return F.gelu(x) @ w["out.weight"].T + w["out.bias"]
+
+
+def test_tokens_by_hand(loaded):
+    """What a file means, for ever: the order of the encoders, of class token and word, of norm and layers."""
     adapter, pair = loaded
     pictures = pictures_of(1)
     features = encoders.encode(pair, pictures, adapter.config.resolutions)
     assert [tuple(t.shape) for f in features for t in f] == [(1, 48), (1, 64, 48)] * 2
-    module = CustAny(adapter.config)
-    module.load_state_dict(adapter.patcher.model.state_dict())
-    tokens, local = module.encode(features)
+    state = adapter.patcher.model.state_dict()
+    tokens = torch.stack([mlp_by_hand(state, f"encoder_mlps.{k}", features[k][0]) for k in range(2)], 1)
+    patches = [mlp_by_hand(state, f"encoder_mlps.{k}", features[k][1]) for k in range(2)]
+    local = mlp_by_hand(state, "local_mlp", torch.cat(patches, -1))
     who = adapters.extract(adapter, pair, pictures, "concat", "name")
     assert torch.allclose(who.get("global"), tokens, atol=1e-5) and torch.allclose(who.get("local"), local, atol=1e-5)
     assert (who.method, who.base, who.width, who.source_hash) == ("custany", "miniature", 128, "name")
     assert who.adapter is adapter and who.adapter_hash == adapter.sha256 and who.encoder_hash == pair.hash
     (key, k, v), *_ = adapters.project(who, ["output.2.0"])
-    hand = module.keys_values("output.2.0", local)
-    assert key == "output.2.0" and torch.allclose(k, hand[0], atol=1e-4) and torch.allclose(v, hand[1], atol=1e-4)
+    assert key == "output.2.0" and torch.allclose(k, local @ state["layers.output_2_0.to_k.weight"].T, atol=1e-4)
+    assert torch.allclose(v, local @ state["layers.output_2_0.to_v.weight"].T, atol=1e-4)
+    word = draw(8, 2, 128)
+    for row, delta in zip(word, adapters.word_delta(who, word)[0], strict=True):
+        hand = mlp_by_hand(state, "global_mlp", torch.cat([tokens[0, 0], tokens[0, 1], row]))
+        assert torch.allclose(delta, hand, atol=1e-4)
 
 
 @pytest.mark.parametrize("combine", adapters.PAIRINGS)

@@ -85,14 +85,14 @@ def test_load_adapter_takes_the_encoders_by_their_contents(nodes, mini, filled):
     assert "not the very file" not in text
 
 
-def test_load_adapter_says_when_an_encoder_is_another_file(nodes, filled):
+def test_load_adapter_says_when_an_encoder_is_another_file(nodes, mini, filled):
     files = mini_module.pack("models.common.files")
     files.save(filled.clip_vision / mini_module.DINO, mini_module.encoder_state("dinov2", 77),
                mini_module.encoder_metadata("dinov2"))
     text = node(nodes, "LoadAdapter", "any name.safetensors")[2]
     assert text.count("not the very file of the training") == 1
-    # the right one beside it wins, wherever it stands in the list
-    shutil.copy(mini.folder / mini_module.DINO, filled.likeness / "z.safetensors")
+    # the right one wins, though it stands behind the other in the list
+    shutil.copy(mini.folder / mini_module.DINO, filled.clip_vision / "z.safetensors")
     text = node(nodes, "LoadAdapter", "any name.safetensors")[2]
     assert "z.safetensors" in text and "not the very file" not in text
 
