@@ -6,6 +6,7 @@ tests/workflows talks to a real server (fixture `server`).
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ import pytest  # noqa: E402
 from harness import host as host_module  # noqa: E402
 from harness import pack, paths, tiny  # noqa: E402
 from harness.server import Server  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts us in the background makes us and every child deaf to Ctrl-C; some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TIERS = ("unit", "host", "workflows")
 pack.load_pack()

@@ -67,18 +67,24 @@ def two_subjects(board: Board) -> None:
     left = masks.add("MaskComposite", {"destination": zero["MASK"], "source": half["MASK"], "x": 0, "y": 0,
                                        "operation": "add"}, title="Mask of the first: left", column=1)
     right = masks.add("InvertMask", {"mask": left["MASK"]}, title="Mask of the second: right", column=1)
-    words = board.group("5  Words", (3, 0), PURPLE)
-    text = words.add("PrimitiveStringMultiline", {"value": "a photo of a cat and a bunny on the beach"}, title="The prompt",
-                     room=40)["STRING"]
-    one = words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": text, "word": "cat"}, title="Word of the first")
-    two = words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": text, "word": "bunny",
-                                              "conditioning": one["conditioning"]}, title="Word of the second")
+    words = board.group("5  One sentence for each half", (3, 0), PURPLE)
+    one = words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": "a photo of a cat on the beach, left",
+                                              "word": "cat"}, title="Left: first subject")
+    two = words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": "a photo of a bunny on the beach, right",
+                                              "word": "bunny"}, title="Right: second subject")
     empty = words.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")
-    into = board.group("6  One after the other", (4, 0), GREEN)
+    into = board.group("6  Into model and prompts, one after the other", (4, 0), GREEN)
     a = inject(into, world["model"], one["conditioning"], empty["CONDITIONING"], cat, one["word"], "First subject",
                mask=left["MASK"])
-    b = inject(into, a["model"], a["positive"], a["negative"], bunny, two["word"], "Second subject", mask=right["MASK"])
-    finish(board, 5, 7, world, b, 11, "two subjects", b["text"])
+    b = inject(into, a["model"], two["conditioning"], a["negative"], bunny, two["word"], "Second subject", row=1,
+               mask=right["MASK"])
+    here = into.add("ConditioningSetMask", {"conditioning": a["positive"], "mask": left["MASK"]}, title="Left sentence: left",
+                    column=1)
+    there = into.add("ConditioningSetMask", {"conditioning": b["positive"], "mask": right["MASK"]}, column=1, row=1,
+                     title="Right sentence: right")
+    both = into.add("ConditioningCombine", {"conditioning_1": here["CONDITIONING"], "conditioning_2": there["CONDITIONING"]},
+                    title="Both", column=2)
+    finish(board, 5, 7, world, b, 11, "two subjects", b["text"], positive=both["CONDITIONING"])
 
 
 def try_on(board: Board) -> None:

@@ -57,15 +57,15 @@ Subject* looks at the picture, finds the word **cat** in your prompt, and brings
 *Enter subgraph*, a button on the block, shows what is in it. You find the block again in the node library, among the
 subgraph blueprints.""", OWN_PICTURE, MINIATURE, OWN_MODEL),
     "2 Two subjects": note("""# Two subjects
-**Two pictures in, both subjects in one new picture.** Each subject has its own word in the same prompt (**cat**, **bunny**)
-and its own **Dual-Level Injector**; the second one continues where the first one ends. Each injector gets a **mask** that says
-in which half of the picture it may act, so that the two do not mix.
+**Two pictures in, both subjects in one new picture.** Each subject has its own sentence with its own word (**cat**,
+**bunny**) and its own **Dual-Level Injector**; the second one continues where the first one ends. A **mask** for the left half
+and one for the right half say where each subject may act and where each sentence counts, so that the two do not mix.
 
 ## What to change
-- **The prompt**: one text for both. The creature that is named first stands on the left.
-- **Word of the first, word of the second**: they must stand in the prompt.
+- **Left, right**: the two sentences. Give both the same scene. The **word** must stand in its sentence.
 - **Left half, white**: make it wider or narrower, or connect masks that you have painted.
-- A third subject: one more ID Extractor, Subject Prompt and injector behind the last one.""",
+- Another seed, or a look at one of them alone: set both strengths of the other one's injector to 0.
+- A third subject: one more picture, ID Extractor, sentence, injector and mask behind the last one.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "3 Try on a garment": note(f"""# Try on a garment
 **A picture of somebody with a scarf in, somebody else with that very scarf out.** The mask is white on the scarf alone, so the

@@ -44,11 +44,11 @@ def core_cut_out(board: Board, picture: Link, cell: tuple[int, int]) -> None:
 
 
 def finish(board: Board, column: int, number: int, world: Node, into: Node, seed: int, prefix: str,
-           report: Link | None = None) -> None:
+           report: Link | None = None, positive: Link | None = None) -> None:
     """Sampling and result, the last two groups. `into` has the outputs of an injector."""
     group = board.group(f"{number}  Sample", (column, 0), PURPLE)
     run = group.add("KSampler", {
-        "model": into["model"], "positive": into["positive"], "negative": into["negative"],
+        "model": into["model"], "positive": positive or into["positive"], "negative": into["negative"],
         "latent_image": empty_latent(board), "seed": seed, **SAMPLER}, room=120)
     group = board.group(f"{number + 1}  Result", (column + 1, 0), BLUE)
     pictures = group.add("VAEDecode", {"samples": run["LATENT"], "vae": world["vae"]}, width=420)
@@ -65,11 +65,11 @@ def save(group: Group, pictures: Link, prefix: str, room: int = 420) -> None:
 
 
 def inject(group: Group, model: Link, positive: Link, negative: Link, subject: Link, word: Link, title: str = "",
-           column: int = 0, mask: Link | None = None) -> Node:
+           column: int = 0, row: int = 0, mask: Link | None = None) -> Node:
     values = {"model": model, "positive": positive, "negative": negative, "subject": subject, "word": word}
     if mask is not None:
         values["mask"] = mask
-    return group.add("Likeness_DualLevelInjector", values, title=title, column=column)
+    return group.add("Likeness_DualLevelInjector", values, title=title, column=column, row=row)
 
 
 def extract(group: Group, world: Node, image: Link, mask: Link, title: str = "", column: int = 0) -> Link:

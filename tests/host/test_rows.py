@@ -193,8 +193,8 @@ def test_perp_neg(as_patch):
     watch.check(ONE, NONE)
 
 
-@pytest.mark.parametrize("guidance", ["sag", "pag", "slg", "slg simple"])
-@pytest.mark.parametrize("before", [False, True], ids=["after ours", "before ours"])
+@pytest.mark.parametrize(("guidance", "before"), [
+    ("sag", False), ("sag", True), ("pag", False), ("pag", True), ("slg", False), ("slg simple", True)])
 def test_guidance_patches(guidance, before):
     """They call the network again with rows of their own choice: SAG the negative, the others the positive."""
     def guided(model):
@@ -217,7 +217,7 @@ def test_guidance_patches(guidance, before):
     assert watch.calls > 1, "the guidance made no call of its own"
 
 
-def _area(conditioning, side="positive"):
+def _area(conditioning):
     return core.ConditioningSetArea().append(conditioning, 48, 64, 16, 0, 1.0)[0]
 
 
@@ -227,8 +227,9 @@ def _mask(conditioning, bounds):
     return core.ConditioningSetMask().append(conditioning, mask, "mask bounds" if bounds else "default", 1.0)[0]
 
 
-@pytest.mark.parametrize("how", ["area", "percent", "mask", "mask bounds"])
-@pytest.mark.parametrize("side", ["positive", "negative", "both"])
+@pytest.mark.parametrize(("how", "side"), [
+    ("area", "positive"), ("percent", "positive"), ("mask", "positive"), ("mask bounds", "positive"), ("area", "negative"),
+    ("mask bounds", "negative"), ("area", "both")])
 def test_areas_and_masks(how, side):
     """With an area the host copies entries between positive and negative, their uuid included."""
     done, watch, model = setup()
