@@ -99,6 +99,16 @@ def resample_grid(tokens: Tensor, side: int) -> Tensor:
     return image.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
+def word_mean(rows: Tensor, first: Tensor, count: Tensor) -> Tensor:
+    """Mean of each word's rows: rows (b, t, d), first and count (b,) -> float32 (b, d); what the global MLP reads.
+
+    Without a word (first -1) the first row stands in, so that shapes hold; it is switched off by the caller."""
+    index = torch.arange(rows.shape[1], device=rows.device)[None]
+    start, size = first.clamp(min=0)[:, None], count.clamp(min=1)[:, None]
+    inside = (index >= start) & (index < start + size)
+    return (rows.float() * inside[..., None]).sum(1) / size
+
+
 def replace_word(rows: Tensor, first: Tensor, count: Tensor, delta: Tensor,
                  mode: str = "keep_rest") -> Tensor:
     """Add delta (b, d) to the word's first row of rows (b, t, d); first and count (b,), first -1 = no word.

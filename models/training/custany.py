@@ -15,7 +15,7 @@ from ..custany import losses
 from ..custany.adapter import CustAny
 from ..custany.config import CustAnyConfig, to_metadata
 from ..custany.decouple import Decouple
-from ..custany.layers import replace_word
+from ..custany.layers import replace_word, word_mean
 from .base import Base, Batch, Features, Middle
 from .config import DROPS, TrainConfig
 from .data import FolderData
@@ -112,7 +112,7 @@ class CustAnyTask:
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             x_t, target, weight = base.noised(latents, t, noise)
             first, count = first.to(rows.device), count.to(rows.device)
-            word = rows[torch.arange(n, device=rows.device), first.clamp(min=0)].float()
+            word = word_mean(rows, first, count)
             word_on = word_on.to(word) * (first >= 0)
             local_on = local_on.to(word).view(n, 1, 1)
             # Where nothing is injected the prompt stays whole, even if the word's rest would be dropped.

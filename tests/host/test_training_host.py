@@ -9,8 +9,9 @@ import torch
 
 from harness import mini, tiny
 from host.support import adapter_state, by_hand, comfy, draw, folder, miniature, sample
+from host.support import base as support_base
 from likeness.models.common.errors import LikenessError
-from likeness.models.custany.config import CustAnyConfig
+from likeness.models.custany.config import CustAnyConfig, to_metadata
 from likeness.models.custany.layers import replace_word
 from likeness.models.hosting import adapters, encoders, training_base
 from likeness.models.hosting.inject import Strengths, inject
@@ -172,7 +173,7 @@ def test_training_and_use_are_one_network():
         trained = base.denoise(x, t, fused, task._middle(kv, torch.ones(1, 1, 1)))
         plain = base.denoise(x, t, rows)
     with torch.inference_mode():
-        made = adapters.make_adapter(task.adapter.state_dict(), dict(training_base_metadata(config)), "hash", "name")
+        made = adapters.make_adapter(task.adapter.state_dict(), to_metadata(config), "hash", "name")
         pair = encoders.Encoders(tuple(encoders.load_encoder(path) for path in encoder_files()))
         who = adapters.extract(made, pair, pictures.movedim(1, -1), "concat", "s")
         positive, word, _ = encode_prompt(base.clip, CAPTIONS[0], "cat")
@@ -194,11 +195,6 @@ def test_training_and_use_are_one_network():
     assert torch.allclose(task.adapter.local(key, draw(5, 1, 4, 128), *kv[key]), hand, atol=1e-4)
 
 
-def training_base_metadata(config: CustAnyConfig) -> dict[str, str]:
-    from likeness.models.custany.config import to_metadata
-    return to_metadata(config)
-
-
 def test_bases_that_cannot_be_trained():
     with pytest.raises(LikenessError, match="does not exist"):
         training_base.load_checkpoint_base(folder() / "gone.safetensors", encoder_files())
@@ -212,7 +208,8 @@ def test_bases_that_cannot_be_trained():
 def test_the_miniature_as_a_base():
     """Its plain torch layers and the host's object are one network."""
     base = training_base.MiniatureBase(miniature() / mini.BASE, encoder_files())
-    model, clip, _ = comfy_miniature()
+    model, clip, _ = support_base("mini")
+    comfy.model_management.load_models_gpu([model])  # a clone with a LoRA may have left its weights in the shared network
     with torch.no_grad():
         rows, first, count = base.encode_text(["a cat on beach", "a dog"], ["cat", "cat"])
         assert first.tolist() == [2, -1] and count.tolist() == [1, 0]
@@ -228,8 +225,3 @@ def test_the_miniature_as_a_base():
     assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
     host_rows = clip.encode_from_tokens_scheduled(clip.tokenize("a cat on beach"))[0][0]
     assert torch.allclose(host_rows, rows[:1], atol=5e-3), "fp16 rounding of the host's text encoder is all that may differ"
-
-
-def comfy_miniature():
-    from host.support import base
-    return base("mini")

@@ -231,3 +231,13 @@ def test_word_rows_pass_gradients_to_present_words_only(mode):
     delta = torch.zeros(2, 3, requires_grad=True)
     replace_word(draw(1, 2, 5, 3), torch.tensor([2, -1]), torch.tensor([2, 0]), delta, mode).sum().backward()
     assert delta.grad.tolist() == [[1.0] * 3, [0.0] * 3]
+
+
+def test_the_global_level_reads_the_mean_of_a_words_rows():
+    """Training and use must agree: a word of two tokens is the mean of both, a word of one is its row bit for bit."""
+    from likeness.models.custany.layers import word_mean
+
+    rows = torch.randn(3, 6, 4)
+    mean = word_mean(rows, torch.tensor([1, 2, -1]), torch.tensor([2, 1, 0]))
+    assert torch.allclose(mean[0], (rows[0, 1] + rows[0, 2]) / 2)
+    assert torch.equal(mean[1], rows[1, 2]) and torch.equal(mean[2], rows[2, 0])

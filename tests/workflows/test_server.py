@@ -32,6 +32,7 @@ def prompt(checkpoint="tiny_sd15.safetensors", seed=1, steps=2, size=64):
 
 
 def test_pictures_and_cache(server):
+    server.free()  # the server is shared: another test may have left the same empty latent in its cache
     first = server.run(prompt(seed=11))
     assert first.ok, first.error
     assert set(first.executed) == set("1234567") and first.cached == []
