@@ -50,7 +50,7 @@ def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
         t = torch.tensor([500.0, 500.0])
         context = torch.randn(2, 77, config.width)
         y = {"y": torch.randn(2, 2816)} if family == "sdxl" else {}
-        stamps = RowStamps((frozenset(), frozenset({1})), (None, None), (size, size), 1.0)
+        stamps = RowStamps(((), (1,)), (None, None), (size, size), 1.0)
         options: dict[str, Any] = {KEY: stamps, "cond_or_uncond": [1, 0], "patches": {"middle_patch": [LocalInjection(plan)]}}
 
         def run(transformer_options: dict[str, Any], side: int = size) -> float:

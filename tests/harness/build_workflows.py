@@ -101,7 +101,7 @@ def try_on(board: Board) -> None:
     ids = board.group("3  Look at the scarf, put it into the prompt", (2, 0), GREEN)
     scarf = extract(ids, world, picture["IMAGE"], mask)
     prompt = ids.add("Likeness_EncodePrompt", {
-        "clip": world["clip"], "text": "a photo of a blue and white striped cat with a scarf in the snow", "word": "scarf"})
+        "clip": world["clip"], "text": "a photo of a red and white striped cat with a scarf in the forest", "word": "scarf"})
     empty = ids.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")
     into = inject(ids, world["model"], prompt["conditioning"], empty["CONDITIONING"], scarf, prompt["word"], column=1)
     finish(board, 3, 4, world, into, 3, "try on", into["text"])

@@ -72,7 +72,7 @@ and one for the right half say where each subject may act and where each sentenc
 ID Extractor sees nothing else, and the word is **scarf**. Who wears it is up to your prompt.
 
 ## What to change
-- **text**: another creature or scene, such as *a photo of a red and white robot with a scarf in the forest*.
+- **text**: another creature or scene, such as *a photo of a yellow robot with a scarf on the beach*.
 - **word**: the garment. It must stand in the text.
 - **local_strength**: pattern and details of the garment.
 

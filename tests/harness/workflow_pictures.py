@@ -19,9 +19,9 @@ PIXELS = 256
 CREATURES = {
     "likeness_cat": ("cat", "orange", "white", "round belly", "hat", "green", "in a room", False),
     "likeness_cat_2": ("cat", "white", "orange", "striped", "scarf", "red", "in the forest", False),
-    "likeness_bunny": ("bunny", "purple", "white", "striped", "hat", "yellow", "in the snow", True),
-    "likeness_scarf": ("dog", "green", "white", "half", "scarf", "red", "in a room", False),
-    "likeness_cat_3": ("cat", "white", "blue", "striped", "scarf", "pink", "in the forest", False),
+    "likeness_bunny": ("bunny", "blue", "orange", "round belly", "scarf", "blue", "in the snow", True),
+    "likeness_scarf": ("dog", "white", "purple", "round belly", "scarf", "blue", "in a room", False),
+    "likeness_cat_3": ("cat", "white", "red", "striped", "scarf", "blue", "in the forest", False),
     "likeness_bear": ("bear", "red", "white", "round belly", "scarf", "blue", "in the snow", False),
 }
 GARMENT = "likeness_scarf"  # opaque, with a mask of the garment in a file of its own
