@@ -16,7 +16,7 @@ from .captions import captions
 from .creatures import draw_pictures, draw_references
 from .world import ACCESSORIES, EASY, KINDS, Rows, Variation
 
-OTHER_KIND, GARMENT = 0.2, 0.5  # share of pairs; GARMENT counts among those that wear something
+OTHER_KIND, GARMENT = 0.2, 0.45  # share of pairs; GARMENT counts among those that wear something
 ADAPTER_VARIATION = EASY  # what the base can draw
 REFERENCE_VARIATION = Variation(turn=0.1, mirror=True)  # what a reference may look like
 _BLOCK = 256
@@ -51,7 +51,7 @@ def draw_pairs(n: int, generator: torch.Generator, variation: Variation) -> Pair
     other = world.draw_poses(n, generator, REFERENCE_VARIATION)
     target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation)).picture
     chance = torch.rand(n, 2, generator=generator)
-    garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT * 0.5)
+    garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT)
     kind = torch.where((chance[:, 1] < OTHER_KIND) & ~garment,
                        torch.randint(0, len(KINDS), (n,), generator=generator), identity["kind"])
     # no tint and no shift in the reference: its own pose is what must not leak

@@ -255,7 +255,16 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings = Set
         closed=settings.closed, prediction=prediction_of(guider.model_patcher),
         latent_format=type(guider.model_patcher.model.latent_format).__name__, model_hash=model_hash(guider.model_patcher),
         conditioning_hash=conditioning_hash(free, run.original_conds.get(NEGATIVE) if guides else None),
-        evaluations=found["evaluations"], calls=found["calls"], drift=found["drift"])
+        evaluations=found["evaluations"], calls=found["calls"], to_latent=_to_latent(guider.model_patcher.model, found["anchors"]),
+        drift=found["drift"])
+
+
+def _to_latent(model: Any, anchors: Tensor) -> Tensor:
+    """(2, c) factor and shift of the host's way out of model space, which is straight in every channel."""
+    zero = model.process_latent_out(torch.zeros_like(anchors[0, :1]).float())
+    one = model.process_latent_out(torch.ones_like(anchors[0, :1]).float())
+    channels = [(one - zero).flatten(2)[0, :, 0], zero.flatten(2)[0, :, 0]]
+    return torch.stack(channels)
 
 
 

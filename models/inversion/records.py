@@ -17,6 +17,7 @@ class Inversion(NamedTuple):
     anchors (L + 1, b, c, ...): x*_0 (the picture) to x*_L. residuals (L, b, c, ...): row i - 1 is r_i of the step i -> i - 1.
     levels (L + 1,): rising sigmas, the first is 0. nulls (L, b, tokens, width): the negative text of each step for null-text.
     steps: N of the whole schedule; start: manipulation start, the steps above it were never recorded.
+    to_latent (2, c): factor and shift a channel that bring model space back to a LATENT.
     cfg, model_hash, conditioning_hash: what the residuals are true for. evaluations: latents through the network for one
     picture; calls: how often the network ran. drift: largest error of the closed loop, None for an open one.
     """
@@ -36,6 +37,7 @@ class Inversion(NamedTuple):
     conditioning_hash: str
     evaluations: int
     calls: int
+    to_latent: Tensor
     drift: float | None = None
     nulls: Tensor | None = None
     version: int = INVERSION_VERSION
@@ -49,6 +51,11 @@ class Inversion(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """(b, c, ...) of the latent."""
         return tuple(self.anchors.shape[1:])
+
+    def as_latent(self, level: int) -> Tensor:
+        """The anchor of a level as samples of a LATENT (b, c, ...)."""
+        factor, shift = (row.view(1, -1, *[1] * (len(self.shape) - 2)) for row in self.to_latent)
+        return self.anchors[level] * factor + shift
 
     def describe(self) -> str:
         """"4 x 64 x 64" without the batch."""
