@@ -10,9 +10,10 @@ import folder_paths
 
 from ..models.common.errors import LikenessError
 
-FOLDER, ENCODER_FOLDERS, SUBJECTS = "likeness", ("likeness", "clip_vision"), "subjects"
-NO_FILE, NO_SUBJECT = "(no file in models/likeness)", "(no saved subject)"
-_SUBJECT_ENDINGS = (".safetensors", ".sft")
+FOLDER, ENCODER_FOLDERS = "likeness", ("likeness", "clip_vision")
+SUBJECTS, INVERSIONS = "subjects", "inversions"  # what our own nodes save
+NO_FILE = "(no file in models/likeness)"
+_ENDINGS = (".safetensors", ".sft")
 
 
 def register() -> None:
@@ -24,7 +25,7 @@ def register() -> None:
 
 def _names(folder: str) -> list[str]:
     names = folder_paths.get_filename_list(folder)
-    return [name for name in names if folder != FOLDER or Path(name).parts[0] != SUBJECTS]
+    return [name for name in names if folder != FOLDER or Path(name).parts[0] not in (SUBJECTS, INVERSIONS)]
 
 
 def adapter_files() -> list[str]:
@@ -59,7 +60,7 @@ def encoder_candidates() -> list[Path]:
     """Files that may hold an encoder, quick ones first: only safetensors can be told from the header."""
     paths = [Path(path) for folder in ENCODER_FOLDERS for name in _names(folder)
              if (path := folder_paths.get_full_path(folder, name)) is not None]
-    return sorted(dict.fromkeys(paths), key=lambda path: path.suffix not in _SUBJECT_ENDINGS)
+    return sorted(dict.fromkeys(paths), key=lambda path: path.suffix not in _ENDINGS)
 
 
 def stamp(*paths: Path | None) -> str:
@@ -79,36 +80,42 @@ def embeddings() -> Any:
     return folder_paths.get_folder_paths("embeddings")
 
 
-def _subject_folder() -> Path:
-    return Path(folder_paths.get_output_directory()) / FOLDER / SUBJECTS
+def _folder(kind: str) -> Path:
+    return Path(folder_paths.get_output_directory()) / FOLDER / kind
 
 
-def subject_files() -> dict[str, Path]:
-    """Choices of Load Subject: saved ones, those in the input folder itself, those beside the models."""
-    places = [(_subject_folder(), "output", True), (Path(folder_paths.get_input_directory()), "input", False)]
-    places += [(Path(folder) / SUBJECTS, "models", True) for folder in folder_paths.get_folder_paths(FOLDER)]
+def saved_files(kind: str) -> dict[str, Path]:
+    """Choices of a loader of `kind` (SUBJECTS or INVERSIONS): saved ones, those in the input folder, those beside the models."""
+    places = [(_folder(kind), "output", True), (Path(folder_paths.get_input_directory()), "input", False)]
+    places += [(Path(folder) / kind, "models", True) for folder in folder_paths.get_folder_paths(FOLDER)]
     out: dict[str, Path] = {}
     for folder, where, deep in places:
         found = (folder.rglob("*") if deep else folder.glob("*")) if folder.is_dir() else ()
-        files = (path for path in found if path.suffix.lower() in _SUBJECT_ENDINGS and path.is_file())
+        files = (path for path in found if path.suffix.lower() in _ENDINGS and path.is_file())
         for path in sorted(files):
             out.setdefault(f"{path.relative_to(folder).as_posix()} [{where}]", path)
     return out
 
 
-def missing_subject(name: str) -> str:
-    """The sentence for a saved subject that is not there."""
-    folders = [Path(folder) / SUBJECTS for folder in folder_paths.get_folder_paths(FOLDER)]
-    places = ", ".join(map(str, (_subject_folder(), folder_paths.get_input_directory(), *folders)))
-    what = "There is no saved subject yet" if name == NO_SUBJECT else f"The saved subject {name} is not there"
-    return f"{what}; use Save Subject, or put one into {places}, and press R."
+def nothing_saved(kind: str) -> str:
+    """The only choice of a loader while there is no file."""
+    return f"(no saved {kind[:-1]})"
 
 
-def new_subject_path(prefix: str) -> Path:
-    """A free name below output/likeness/subjects, numbered like the host's pictures. Raises LikenessError."""
+def missing_saved(kind: str, name: str) -> str:
+    """The sentence for a saved file that is not there."""
+    folders = [Path(folder) / kind for folder in folder_paths.get_folder_paths(FOLDER)]
+    places = ", ".join(map(str, (_folder(kind), folder_paths.get_input_directory(), *folders)))
+    one = kind[:-1]
+    what = f"There is no saved {one} yet" if name == nothing_saved(kind) else f"The saved {one} {name} is not there"
+    return f"{what}; use Save {one.capitalize()}, or put one into {places}, and press R."
+
+
+def new_path(kind: str, prefix: str) -> Path:
+    """A free name below output/likeness/<kind>, numbered like the host's pictures. Raises LikenessError."""
     try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(_subject_folder()))
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(_folder(kind)))
     except Exception as error:  # the host raises a bare Exception
-        raise LikenessError(f"The name {prefix} leads out of the folder {_subject_folder()}; use a plain "
-                            "name, such as cat.") from error
+        raise LikenessError(f"The name {prefix} leads out of the folder {_folder(kind)}; use a plain name, such as cat."
+                            ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"

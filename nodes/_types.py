@@ -3,13 +3,22 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..models.common.errors import LikenessError
+
 Encoders = io.Custom("LIKENESS_ENCODERS")
 Adapter = io.Custom("LIKENESS_ADAPTER")
 Subject = io.Custom("LIKENESS_SUBJECT")
 Word = io.Custom("LIKENESS_WORD")
 Guidance = io.Custom("LIKENESS_GUIDANCE")
+Inversion = io.Custom("LIKENESS_INVERSION")
 LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
 
-LOAD, SUBJECT = "likeness/1 load", "likeness/2 subject"
+LOAD, SUBJECT, INVERT = "likeness/1 load", "likeness/2 subject", "likeness/4 invert"
+
+
+def check_curve(curve: object) -> None:
+    """Raises LikenessError for what is no CURVE."""
+    if curve is not None and not hasattr(curve, "interp"):
+        raise LikenessError(f"The curve input got a {type(curve).__name__} instead of a CURVE; connect a Curve Editor.")

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..models.common.errors import LikenessError
 from ..models.common.layer_weights import LEVELS, layer_weights, weights_report
 from ..models.common.records import LayerWeights as Weights
 from ..models.common.records import Subject, Word
@@ -193,9 +192,7 @@ class DualLevelInjector(io.ComfyNode):
                 subject: Subject, word: Word, preset: str, global_strength: float, local_strength: float,
                 start_percent: float, end_percent: float, mask: io.Mask.Type | None = None,
                 guidance: object = None, layer_weights: Weights = (), curve: object = None) -> io.NodeOutput:
-        if curve is not None and not hasattr(curve, "interp"):
-            raise LikenessError(f"The curve input got a {type(curve).__name__} instead of a CURVE; connect a "
-                                "Curve Editor.")
+        _types.check_curve(curve)
         levels = STRENGTHS.get(preset, (global_strength, local_strength))
         result = inject(model, positive, negative, subject, word,
                         Strengths(*levels, start_percent, end_percent), mask, guidance, layer_weights or (),

@@ -185,7 +185,7 @@ class SaveSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject: Subject, filename_prefix: str) -> io.NodeOutput:
-        path = _paths.new_subject_path(filename_prefix)
+        path = _paths.new_path(_paths.SUBJECTS, filename_prefix)
         save_subject(subject, path)
         return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
@@ -203,7 +203,7 @@ class LoadSubject(io.ComfyNode):
                             "saved reference"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=list(_paths.subject_files()) or [_paths.NO_SUBJECT],
+                    "file", options=list(_paths.saved_files(_paths.SUBJECTS)) or [_paths.nothing_saved(_paths.SUBJECTS)],
                     tooltip="Saved subject from output/likeness/subjects, from input, or from "
                             "models/likeness/subjects. Press R after saving a new one.",
                 ),
@@ -232,18 +232,19 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        return True if file is None or file in _paths.subject_files() else _paths.missing_subject(file)
+        known = file is None or file in _paths.saved_files(_paths.SUBJECTS)
+        return True if known else _paths.missing_saved(_paths.SUBJECTS, file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None) -> str:
-        return _paths.stamp(_paths.subject_files().get(file or ""))
+        return _paths.stamp(_paths.saved_files(_paths.SUBJECTS).get(file or ""))
 
     @classmethod
     def execute(cls, file: str, adapter: Adapter, accept_other_adapter: bool,
                 encoders: Encoders | None = None) -> io.NodeOutput:
-        path = _paths.subject_files().get(file)
+        path = _paths.saved_files(_paths.SUBJECTS).get(file)
         if path is None:
-            raise LikenessError(_paths.missing_subject(file))
+            raise LikenessError(_paths.missing_saved(_paths.SUBJECTS, file))
         return io.NodeOutput(*load_subject(path, adapter, encoders, accept_other_adapter))
 
 

@@ -40,7 +40,8 @@ def record_null_text(guider: Any, sigmas: Tensor, latent: Tensor, inner: int = 1
     """
     private = enhancer_of(guider)
     if private is None or math.isclose(private.cfg, 1.0):
-        raise LikenessError("Null-text inversion changes the negative prompt, so it needs a CFG guider with cfg above 1; raise cfg.")
+        raise LikenessError("Null-text inversion changes the negative prompt, so it needs a CFG guider with cfg above 1; raise "
+                            "cfg.")
     if len(private.original_conds.get(NEGATIVE, ())) != 1:
         raise LikenessError("Null-text inversion takes exactly one negative prompt, without areas or Combine; use a single one.")
     if private.model_patcher.is_dynamic():
@@ -52,11 +53,13 @@ def record_null_text(guider: Any, sigmas: Tensor, latent: Tensor, inner: int = 1
         private.sample(torch.zeros_like(latent), latent.clone(), optimiser, inversion.sigmas.clone(), disable_pbar=True, seed=0)
     nulls = torch.stack(optimiser.nulls[::-1]) if optimiser.nulls else inversion.anchors.new_zeros(0, inversion.shape[0], 1, 1)
     result = inversion._replace(
-        method="null-text", nulls=nulls, evaluations=inversion.evaluations + optimiser.forward, calls=inversion.calls + optimiser.forward,
+        method="null-text", nulls=nulls, evaluations=inversion.evaluations + optimiser.forward,
+        calls=inversion.calls + optimiser.forward,
         conditioning_hash=conditioning_hash(private.original_conds[FREE], private.original_conds[NEGATIVE]))
     quality = psnr(optimiser.end, inversion.anchors[0])
-    text = (f"null-text: {optimiser.forward} forward and {optimiser.backward} backward evaluations beside {inversion.evaluations} of the "
-            f"inversion, {inner} inner steps, early stop {'on' if early_stop else 'off'}; reconstruction "
+    text = (f"null-text: {optimiser.forward} forward and {optimiser.backward} backward evaluations beside "
+            f"{inversion.evaluations} of the inversion, {inner} inner steps, early stop {'on' if early_stop else 'off'}; "
+            "reconstruction "
             + ("exact" if math.isinf(quality) else f"{quality:.1f} dB"))
     return result, text
 
@@ -95,15 +98,16 @@ class _NullText(comfy.samplers.Sampler):
         self.end = to_intermediate(x)
         return latent_image
 
-    def _guided(self, guider: EnhancerGuider, null: Tensor, cond: Tensor, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> Tensor:
+    def _guided(self, guider: EnhancerGuider, null: Tensor, cond: Tensor, x: Tensor, sigma: Tensor,
+                options: dict[str, Any]) -> Tensor:
         stop_if_asked()
         self.forward += 1
         negative = guider.negative(null)
         uncond = guider._run([None, negative], x, sigma, options)[1]
         return guider.guided(x, sigma, guider.conds[FREE], negative, cond, uncond, options)
 
-    def _fit(self, guider: EnhancerGuider, null: Tensor, cond: Tensor, x: Tensor, goal: Tensor, high: Tensor, low: Tensor, step: int,
-             scale: float, options: dict[str, Any], bar: Any) -> Tensor:
+    def _fit(self, guider: EnhancerGuider, null: Tensor, cond: Tensor, x: Tensor, goal: Tensor, high: Tensor, low: Tensor,
+             step: int, scale: float, options: dict[str, Any], bar: Any) -> Tensor:
         """The negative text (b, tokens, width) whose step from x ends nearest to `goal`, by Adam from the step before."""
         null = null.detach().clone().requires_grad_(True)
         adam = torch.optim.Adam([null], lr=RATE * max(0.01, 1 - step / 100))
@@ -131,9 +135,9 @@ def _trainable(guider: EnhancerGuider, latent: Tensor) -> Iterator[None]:
     needed = weights + int(model.memory_required(list(latent.shape)) * GRADIENT_FACTOR)
     free = management.get_free_memory(device)
     if needed > free:
-        raise LikenessError(f"Null-text inversion needs a second copy of the model and room for gradients, about {needed / 2 ** 30:.1f} "
-                            f"GiB, and {free / 2 ** 30:.1f} GiB are free; use a smaller picture, or the ResInversion Sampler, which needs "
-                            "neither.")
+        raise LikenessError("Null-text inversion needs a second copy of the model and room for gradients, about "
+                            f"{needed / 2 ** 30:.1f} GiB, and {free / 2 ** 30:.1f} GiB are free; use a smaller picture, or the "
+                            "ResInversion Sampler, which needs neither.")
     for slot, entries in guider.conds.items():
         guider.conds[slot] = [_plain(entry) for entry in entries]
     try:
@@ -160,7 +164,8 @@ def _clone_cond(cond: Any) -> Any:
 
 
 class _StillControl:
-    """A control whose part of the gradient is left out: it is the same for every negative text but for its own cross attention."""
+    """A control whose part of the gradient is left out: it is the same for every negative text but for its own cross
+    attention."""
 
     def __init__(self, control: Any):
         self._control = control

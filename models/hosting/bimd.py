@@ -27,7 +27,7 @@ class BiMDSampler(comfy.samplers.Sampler):
     accept_mismatch: go on although model, cfg or sigmas are not those of the recording. evaluate_all: never copy an anchor.
     """
 
-    def __init__(self, inversion: Inversion, flows: Flows = Flows(), accept_mismatch: bool = False, evaluate_all: bool = False):
+    def __init__(self, inversion: Inversion, flows: Flows, accept_mismatch: bool = False, evaluate_all: bool = False):
         self.inversion, self.flows, self.accept, self.evaluate_all = inversion, flows, accept_mismatch, evaluate_all
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
@@ -67,18 +67,18 @@ class BiMDSampler(comfy.samplers.Sampler):
     def _check(self, guider: Any, sigmas: Tensor, shape: tuple[int, ...]) -> None:
         inversion, flows = self.inversion, self.flows
         if shape[1:] != inversion.shape[1:]:
-            raise LikenessError(f"The latent is {' x '.join(map(str, shape[1:]))}, the inversion was recorded at {inversion.describe()} "
-                                "(channels x height x width); connect the latent that was inverted.")
+            raise LikenessError(f"The latent is {' x '.join(map(str, shape[1:]))}, the inversion was recorded at "
+                                f"{inversion.describe()} (channels x height x width); connect the latent that was inverted.")
         if inversion.shape[0] not in (1, shape[0]):
-            raise LikenessError(f"The latent holds {shape[0]} pictures, the inversion {inversion.shape[0]}; both must be the same, or the "
-                                "inversion a single picture.")
+            raise LikenessError(f"The latent holds {shape[0]} pictures, the inversion {inversion.shape[0]}; both must be the "
+                                "same, or the inversion a single picture.")
         if not 0 <= flows.start <= inversion.steps:
-            raise LikenessError(f"The manipulation starts at step {flows.start}, but the recording has {inversion.steps} steps; choose 0 "
-                                f"to {inversion.steps}.")
-        faults = list(_mismatches(inversion, guider, sigmas))
+            raise LikenessError(f"The manipulation starts at step {flows.start}, but the recording has {inversion.steps} steps; "
+                                f"choose 0 to {inversion.steps}.")
+        faults = list(mismatches(inversion, guider, sigmas))
         if faults and not self.accept:
-            raise LikenessError(f"The inversion does not belong to this sampling: {'; '.join(faults)}. Record it again, or switch "
-                                "accept_mismatch on.")
+            raise LikenessError(f"The inversion does not belong to this sampling: {'; '.join(faults)}. Record it again, or "
+                                "switch accept_mismatch on.")
         for fault in faults:
             log.warning("BiMD goes on although %s", fault)
         conds = guider.original_conds
@@ -86,17 +86,20 @@ class BiMDSampler(comfy.samplers.Sampler):
         negative = conds.get(NEGATIVE) if not math.isclose(guider.cfg, 1.0) else None
         now = conditioning_hash(conds.get(FREE if own else FIRST), negative)
         if own and now != inversion.conditioning_hash:
-            log.warning("BiMD: the free or negative prompt is not the one of the recording, the picture will not come back exactly")
+            log.warning("BiMD: the free or negative prompt is not the one of the recording, the picture will not come back "
+                        "exactly")
 
 
-def _mismatches(inversion: Inversion, guider: Any, sigmas: Tensor) -> list[str]:
+def mismatches(inversion: Inversion, guider: Any, sigmas: Tensor | None) -> list[str]:
+    """What makes a recording untrue for a guider and a sampler's sigmas, a clause each."""
     out = []
-    if differ(inversion.sigmas, sigmas, inversion.start):
-        out.append(f"it was recorded with the {_span(inversion.sigmas)}, the sampler got the {_span(sigmas)} (connect the SIGMAS of the "
-                   "ResInversion Sampler)")
+    if sigmas is not None and differ(inversion.sigmas, sigmas, inversion.start):
+        out.append(f"it was recorded with the {_span(inversion.sigmas)}, the sampler got the {_span(sigmas)} (connect the "
+                   "SIGMAS of the ResInversion Sampler)")
     now = model_hash(guider.model_patcher)
     if now != inversion.model_hash:
-        out.append(f"its model has the fingerprint {inversion.model_hash}, the guider's {now} (another checkpoint, or other LoRAs)")
+        out.append(f"its model has the fingerprint {inversion.model_hash}, the guider's {now} (another checkpoint, or other "
+                   "LoRAs)")
     if inversion.method == "resinversion" and not math.isclose(guider.cfg, inversion.cfg):
         out.append(f"it was recorded at cfg {inversion.cfg:g}, the guider has {guider.cfg:g}")
     return out

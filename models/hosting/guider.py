@@ -1,7 +1,7 @@
 """A guider with three kinds of branches: identities, the same prompt without an identity, and the negative.
 
-With row stamps one MODEL serves all branches in one batched call. A `free_model` is only for patches of other packs that cannot tell
-whose row they see: its patches are used for the free branch, in a call of its own.
+With row stamps one MODEL serves all branches in one batched call. A `free_model` is only for patches of other packs that cannot
+tell whose row they see: its patches are used for the free branch, in a call of its own.
 """
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from .stamps import KEY, stamped
 
 FIRST, FREE, NEGATIVE = "positive", "free", "negative"
 Conditioning = list[list[Any]]
+
+
+Call = tuple[list[str], dict[str, Any], list[Any]]  # slots, model options, conds
 
 
 class Identity(NamedTuple):
@@ -53,7 +56,8 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         self.free_options: dict[str, Any] | None = None
         self.identities: tuple[Identity, ...] = ()
 
-    def set_flows(self, identities: list[tuple[Identity, Conditioning]], free: Conditioning, negative: Conditioning, cfg: float) -> None:
+    def set_flows(self, identities: list[tuple[Identity, Conditioning]], free: Conditioning, negative: Conditioning,
+                  cfg: float) -> None:
         """Conditionings of all branches; stamps make room for one another so that all rows fit into one call."""
         slots = {identity.slot: conditioning for identity, conditioning in identities} | {FREE: free, NEGATIVE: negative}
         if any(KEY in entry[1].get("model_conds", {}) for entries in slots.values() for entry in entries):
@@ -62,7 +66,8 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds(slots)
         self.set_cfg(cfg)
 
-    def with_identity(self, conditioning: Conditioning, weight: float, mask: Tensor | None, keep: float, path: bool) -> EnhancerGuider:
+    def with_identity(self, conditioning: Conditioning, weight: float, mask: Tensor | None, keep: float,
+                      path: bool) -> EnhancerGuider:
         """A new guider with one more identity; the weights of the others are multiplied by `keep`."""
         other = copy.copy(self)
         slot = f"identity {len(self.identities) + 1}"
@@ -91,8 +96,9 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         finally:
             self.free_options = None
 
-    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] = {}, seed: int | None = None) -> Tensor:
-        return self.mixed(x, timestep, 1.0, model_options)
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None,
+                      seed: int | None = None) -> Tensor:
+        return self.mixed(x, timestep, 1.0, model_options or {})
 
     def mixed(self, x: Tensor, sigma: Tensor, forward: float, model_options: dict[str, Any], difference: Tensor | None = None,
               null: Tensor | None = None) -> Tensor:
@@ -142,7 +148,7 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
             return replaced({"conds": conds, "input": x, "sigma": sigma, "model": self.inner_model, "model_options": options})
         return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, sigma, options)
 
-    def _calls(self, slots: list[str], negative: Any, model_options: dict[str, Any]) -> list[tuple[list[str], dict[str, Any], list[Any]]]:
+    def _calls(self, slots: list[str], negative: Any, model_options: dict[str, Any]) -> list[Call]:
         """(slots, options, conds) of each call; the negative comes last, alone at index 1 where others count slots."""
         free_options = model_options if self.free_options is None else {
             **self.free_options, "transformer_options": {
@@ -155,14 +161,15 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
             return [([slot], model_options, [self.conds[slot], *([negative] if n == 0 else [])]) for n, slot in enumerate(slots)]
         return [(slots, model_options, [*(self.conds[slot] for slot in slots), negative])]
 
-    def guided(self, x: Tensor, sigma: Tensor, cond: Any, negative: Any, result: Tensor, uncond: Tensor, options: dict[str, Any]) -> Tensor:
+    def guided(self, x: Tensor, sigma: Tensor, cond: Any, negative: Any, result: Tensor, uncond: Tensor,
+               options: dict[str, Any]) -> Tensor:
         """CFG of one branch with the functions that other nodes have put before, into and after it."""
         pair = [result, uncond]
         for function in options.get("sampler_pre_cfg_function", []):
             pair = function({"conds": [cond, negative], "conds_out": pair, "cond_scale": self.cfg, "timestep": sigma, "input": x,
                              "sigma": sigma, "model": self.inner_model, "model_options": options})
-        return comfy.samplers.cfg_function(self.inner_model, pair[0], pair[1], self.cfg, x, sigma, model_options=options, cond=cond,
-                                           uncond=negative)
+        return comfy.samplers.cfg_function(self.inner_model, pair[0], pair[1], self.cfg, x, sigma, model_options=options,
+                                           cond=cond, uncond=negative)
 
     def negative(self, null: Tensor | None = None) -> Any:
         """The negative's processed entries, with another text if one is given."""
@@ -186,8 +193,8 @@ def _check_same(model: Any, free_model: Any) -> None:
     if not model.is_clone(free_model):
         raise LikenessError("free_model is another checkpoint than model; connect the same one without the other pack's patches.")
     if not model.clone_has_same_weights(free_model):
-        raise LikenessError("free_model has other LoRAs than model, and one sampling can hold only one set of weights; put the LoRA on "
-                            "both, or attach it to the identity prompt as a hook.")
+        raise LikenessError("free_model has other LoRAs than model, and one sampling can hold only one set of weights; put the "
+                            "LoRA on both, or attach it to the identity prompt as a hook.")
 
 
 def enhancer_of(guider: Any) -> EnhancerGuider | None:

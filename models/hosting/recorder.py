@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
@@ -90,8 +91,8 @@ class Branches:
     def combine(self, x: Tensor, sigma: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
         """Guidance over predictions that were made before."""
         guider = self.guider
-        return guider.guided(x, sigma.expand(x.shape[0]), guider.conds[FREE], guider.negative() if self.guides else None, cond, uncond,
-                             self.free_options)
+        return guider.guided(x, sigma.expand(x.shape[0]), guider.conds[FREE], guider.negative() if self.guides else None, cond,
+                             uncond, self.free_options)
 
 
 class Recorder(comfy.samplers.Sampler):
@@ -116,7 +117,7 @@ class Recorder(comfy.samplers.Sampler):
             return denoised
 
         anchors, known = [to_intermediate(x).float()], {}
-        for anchor in climb(x, levels, denoise, lambda t, low, high: rescale(sampling, t, low, high), settings.estimate, settings.refine):
+        for anchor in climb(x, levels, denoise, partial(rescale, sampling), settings.estimate, settings.refine):
             anchors.append(to_intermediate(anchor.x))
             if anchor.denoised is not None and settings.residuals and not settings.closed:
                 known[anchor.level - 1] = to_intermediate(anchor.denoised)
@@ -130,8 +131,9 @@ class Recorder(comfy.samplers.Sampler):
             for i, denoised in _guided_levels(anchors, levels, known, branches, settings.chunk, x, progress):
                 high, low = anchors[i].to(x.device), anchors[i - 1].to(x.device)
                 residuals.append(to_intermediate(residual(high, low, denoised, levels[i], levels[i - 1])))
-        self.result = {"anchors": torch.stack(anchors), "residuals": torch.stack(residuals) if residuals else anchors[0][None][:0],
-                       "drift": drift, "evaluations": branches.evaluations, "calls": branches.calls}
+        self.result = {"anchors": torch.stack(anchors), "drift": drift,
+                       "residuals": torch.stack(residuals) if residuals else anchors[0][None][:0],
+                       "evaluations": branches.evaluations, "calls": branches.calls}
         return latent_image
 
 
@@ -216,7 +218,8 @@ def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
     wrapped = any(key != KEY for kind in transformer.get("wrappers", {}).values() for key, found in kind.items() if found)
     patched = any(transformer.get("patches_replace", {}).values()) or any(
         not hasattr(patch, "plan") for patches in transformer.get("patches", {}).values() for patch in patches)
-    if tied or stamps or wrapped or patched or "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options:
+    replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
+    if tied or stamps or wrapped or patched or replaced:
         return 1
     if wanted:
         return wanted
@@ -228,8 +231,9 @@ def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
     return chunk
 
 
-def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings = Settings(), callback: Any = None) -> Inversion:
+def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | None = None, callback: Any = None) -> Inversion:
     """The recorded inversion of a LATENT's samples (b, c, ...). The guider stays as it was. Raises LikenessError."""
+    settings = settings or Settings()
     levels = ascending(sigmas)
     steps = len(levels) - 1
     kept = truncated(levels, settings.start)
@@ -250,13 +254,13 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings = Set
     free = run.original_conds.get(FREE, run.original_conds.get(FIRST))
     guides = private is None or not math.isclose(run.cfg, 1.0)
     return Inversion(
-        method="resinversion" if settings.residuals else "ddim", anchors=found["anchors"], residuals=found["residuals"], levels=kept,
-        steps=steps, start=settings.start, cfg=float(run.cfg), estimate=settings.estimate, refine=settings.refine,
+        method="resinversion" if settings.residuals else "ddim", anchors=found["anchors"], residuals=found["residuals"],
+        levels=kept, steps=steps, start=settings.start, cfg=float(run.cfg), estimate=settings.estimate, refine=settings.refine,
         closed=settings.closed, prediction=prediction_of(guider.model_patcher),
         latent_format=type(guider.model_patcher.model.latent_format).__name__, model_hash=model_hash(guider.model_patcher),
         conditioning_hash=conditioning_hash(free, run.original_conds.get(NEGATIVE) if guides else None),
-        evaluations=found["evaluations"], calls=found["calls"], to_latent=_to_latent(guider.model_patcher.model, found["anchors"]),
-        drift=found["drift"])
+        evaluations=found["evaluations"], calls=found["calls"],
+        to_latent=_to_latent(guider.model_patcher.model, found["anchors"]), drift=found["drift"])
 
 
 def _to_latent(model: Any, anchors: Tensor) -> Tensor:

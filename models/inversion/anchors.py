@@ -25,7 +25,8 @@ class Anchor(NamedTuple):
     denoised: Tensor | None
 
 
-def climb(x: Tensor, levels: Tensor, denoise: Denoise, rescale: Rescale, estimate: str = "source", refine: int = 0) -> Iterator[Anchor]:
+def climb(x: Tensor, levels: Tensor, denoise: Denoise, rescale: Rescale, estimate: str = "source",
+          refine: int = 0) -> Iterator[Anchor]:
     """Anchors 1 to L of a picture x = x*_0, one at a time, so that only one level is on the device.
 
     source: e_k at (x*_k, s_k), the same points that the residuals need; only the first step, where d is 0 / 0, takes s_1.
@@ -51,8 +52,8 @@ def climb(x: Tensor, levels: Tensor, denoise: Denoise, rescale: Rescale, estimat
             there = x + (high - low) * slope
             slope = derivative(there, denoise(there, high), high)
         x = x + (high - low) * slope
-        check_finite(x, f"The model gave no numbers (NaN or infinite) at step {k + 1} of {len(levels) - 1} of the inversion, sigma "
-                        f"{float(high):.4g}; try full precision, or another model or prompt.")
+        check_finite(x, f"The model gave no numbers (NaN or infinite) at step {k + 1} of {len(levels) - 1} of the inversion, "
+                        f"sigma {float(high):.4g}; try full precision, or another model or prompt.")
         yield Anchor(k + 1, x, denoised if exact else None)
 
 

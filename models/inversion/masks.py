@@ -15,12 +15,14 @@ def fit_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     mask = torch.nan_to_num(mask.float()).reshape(-1, 1, *mask.shape[-2:]).clamp(0, 1)
     if float(mask.max()) <= 0.0:
-        raise LikenessError("The mask is empty, so nothing may change; paint where the picture may change, or disconnect the mask.")
+        raise LikenessError("The mask is empty, so nothing may change; paint where the picture may change, or disconnect the "
+                            "mask.")
     count, batch = mask.shape[0], shape[0]
     mask = F.interpolate(mask, shape[-2:], mode="bilinear", antialias=mask.shape[-1] > shape[-1])
     if len(shape) == 5:
         if count not in (shape[2], shape[2] * batch):
-            raise LikenessError(f"The latent is a video of {shape[2]} frames, the MASK has {count}; give one mask a latent frame.")
+            raise LikenessError(f"The latent is a video of {shape[2]} frames, the MASK has {count}; give one mask a latent "
+                                "frame.")
         return mask.reshape(-1, 1, shape[2], *shape[-2:])
     if count not in (1, batch):
         raise LikenessError(f"There are {count} masks for {batch} pictures; connect one mask, or one for each picture.")

@@ -1,8 +1,9 @@
 """The way down: Bi-directional Manipulation Denoising, from noise back to the picture with an identity inside it.
 
-x_{i-1} = x_i + h [d_f + lamF M (d_id - d_f)] + lamB r_i - tether (x_i - x*_i)  (CustomEnhancer, arXiv 2509.20775, eq. 4 as we read it;
-the tether is ours). lamF = 1 needs the identity branch alone, lamF = 0 the free branch alone, and with lamB = 1 on an anchor the next
-anchor is the answer, so nothing is evaluated.
+x_{i-1} = x_i + h [d_f + lamF M (d_id - d_f)] + lamB r_i - tether (x_i - x*_i)  (CustomEnhancer, arXiv 2509.20775, eq. 4 as we
+read it;
+the tether is ours). lamF = 1 needs the identity branch alone, lamF = 0 the free branch alone, and with lamB = 1 on an anchor the
+next anchor is the answer, so nothing is evaluated.
 """
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def replay(inversion: Inversion, flows: Flows, mixed: Mixed, device_like: Tensor
                 below = level(inversion.anchors, i - 1)
                 after = mask * after + (1 - mask) * below
             x, on_anchor = after, False
-            check_finite(x, f"The model gave no numbers (NaN or infinite) at step {inversion.start + n + 1} of {inversion.steps}; lower "
-                            "cfg or the forward strength, or set a tether.")
+            check_finite(x, f"The model gave no numbers (NaN or infinite) at step {inversion.start + n + 1} of "
+                            f"{inversion.steps}; lower cfg or the forward strength, or set a tether.")
         on_step(n, denoised, x)
     return x

@@ -28,8 +28,8 @@ def residual_sizes(inversion: Inversion) -> Tensor:
 def describe(inversion: Inversion, replayed: Tensor | None = None) -> str:
     """Lines for the artist. replayed (b, c, ...): x_0 of a replay that evaluated every step."""
     length = len(inversion.levels) - 1
-    lines = [f"{inversion.method}: {length} of {inversion.steps} steps recorded, from step {inversion.start} on, {inversion.shape[0]} x "
-             f"{inversion.describe()}",
+    lines = [f"{inversion.method}: {length} of {inversion.steps} steps recorded, from step {inversion.start} on, "
+             f"{inversion.shape[0]} x {inversion.describe()}",
              f"estimate {inversion.estimate}, refine {inversion.refine}, {'closed' if inversion.closed else 'open'} loop, cfg "
              f"{inversion.cfg:g}, model predicts {inversion.prediction}",
              f"network: {inversion.evaluations} evaluations a picture in {inversion.calls} calls"]

@@ -1,7 +1,7 @@
 """One step of deterministic sampling in sigma space, where one formula serves eps, v and flow models.
 
-d(x, s) = (x - D(x, s)) / s is the noise (eps, v) or the velocity (flow); Euler goes x + (s' - s) d. With z = x / sqrt(1 + s^2) this
-is deterministic DDIM.
+d(x, s) = (x - D(x, s)) / s is the noise (eps, v) or the velocity (flow); Euler goes x + (s' - s) d. With z = x / sqrt(1 + s^2)
+this is deterministic DDIM.
 """
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ def save_inversion(inversion: Inversion, path: str | os.PathLike[str], precision
     tensors = {name: getattr(inversion, name) for name in _TENSORS if getattr(inversion, name) is not None}
     if precision != PRECISIONS[0]:
         tensors["residuals"] = tensors["residuals"].half()
-    metadata = {"format": FORMAT, "format_version": str(inversion.version), "cfg": repr(inversion.cfg), "closed": str(inversion.closed)}
+    metadata = {"format": FORMAT, "format_version": str(inversion.version), "cfg": repr(inversion.cfg),
+                "closed": str(inversion.closed)}
     metadata |= {name: str(getattr(inversion, name)) for name in (*_WHOLE, *_TEXT)}
     if inversion.drift is not None:
         metadata["drift"] = repr(inversion.drift)
@@ -39,8 +40,8 @@ def load_inversion(path: str | os.PathLike[str]) -> Inversion:
         raise LikenessError(f"The file {name} is no saved inversion; choose a file that Save Inversion wrote.")
     version = said.get("format_version", "")
     if not version.isdigit() or int(version) > INVERSION_VERSION:
-        raise LikenessError(f"The inversion {name} has the format version {version or 'unknown'}, this version of Likeness reads up to "
-                            f"{INVERSION_VERSION}; update the pack.")
+        raise LikenessError(f"The inversion {name} has the format version {version or 'unknown'}, this version of Likeness "
+                            f"reads up to {INVERSION_VERSION}; update the pack.")
     tensors, _ = files.load(path)
     try:
         inversion = Inversion(
@@ -50,7 +51,8 @@ def load_inversion(path: str | os.PathLike[str]) -> Inversion:
             nulls=tensors["nulls"].float() if "nulls" in tensors else None, version=int(version))
         _check(inversion)
     except (KeyError, ValueError, AssertionError) as error:
-        raise LikenessError(f"The inversion {name} is damaged, its parts do not fit together ({error}); record it again.") from error
+        raise LikenessError(f"The inversion {name} is damaged, its parts do not fit together ({error}); record it again."
+                            ) from error
     return inversion
 
 

@@ -36,7 +36,7 @@ def _no_files(nodes, monkeypatch):
     """Schemas as on a fresh machine, whatever lies in its folders."""
     from likeness.nodes import _paths
     monkeypatch.setattr(_paths, "_names", lambda folder: [])
-    monkeypatch.setattr(_paths, "subject_files", dict)
+    monkeypatch.setattr(_paths, "saved_files", lambda kind: {})
 
 
 @pytest.fixture

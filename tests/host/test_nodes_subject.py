@@ -460,17 +460,17 @@ def test_save_and_load(nodes, mini, folders):
 
 def test_the_other_folders(nodes, mini, folders):
     from likeness.nodes import _paths
-    assert nodes["Likeness_LoadSubject"].define_schema().inputs[0].options == [_paths.NO_SUBJECT]
-    sentence = nodes["Likeness_LoadSubject"].validate_inputs(_paths.NO_SUBJECT)
+    assert nodes["Likeness_LoadSubject"].define_schema().inputs[0].options == [_paths.nothing_saved(_paths.SUBJECTS)]
+    sentence = nodes["Likeness_LoadSubject"].validate_inputs(_paths.nothing_saved(_paths.SUBJECTS))
     assert str(folders.input) in sentence and str(folders.likeness / "subjects") in sentence
     with refuses("no saved subject yet"):
-        load(nodes, _paths.NO_SUBJECT, mini.adapter)
+        load(nodes, _paths.nothing_saved(_paths.SUBJECTS), mini.adapter)
     path = Path(node(nodes, "SaveSubject", subject_of(nodes, mini), "cat")[0])
     (folders.likeness / "subjects" / "pets").mkdir(parents=True)
     shutil.copy(path, folders.input / "mine.safetensors")
     shutil.move(path, folders.likeness / "subjects" / "pets" / "cat.safetensors")
-    assert list(_paths.subject_files()) == ["mine.safetensors [input]", "pets/cat.safetensors [models]"]
-    for name in _paths.subject_files():
+    assert list(_paths.saved_files(_paths.SUBJECTS)) == ["mine.safetensors [input]", "pets/cat.safetensors [models]"]
+    for name in _paths.saved_files(_paths.SUBJECTS):
         assert load(nodes, name, mini.adapter)[0].pictures == 1
     # a saved subject is no choice of the model loaders
     assert _paths.adapter_files() == [_paths.NO_FILE]

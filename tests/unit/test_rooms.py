@@ -55,6 +55,7 @@ RULES = {
     "common": Rule({*SHARED}, PLAIN),
     "demo": Rule({"demo", *SHARED}, PLAIN),
     **{name: Rule({name, *SHARED}, PLAIN) for name in ROOMS_OF_METHODS},
+    "inversion": Rule({"inversion", *SHARED}, PLAIN, {"PIL"}),  # draws the plot of the residuals
     "face": Rule({"face", *SHARED}, PLAIN, FACE_LIBRARIES),
 }
 
