@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +41,8 @@ def train(task: Task, cfg: TrainConfig, source: Source, out_dir: str | Path, *,
 
     A run found in out_dir goes on from its last checkpoint, bit for bit on a CPU. log gets one row a step.
     metadata: command, dataset_license, pack_version and more. Raises LikenessError for a loss or
-    gradient that is not a number (the checkpoint stays) and for settings other than the run's.
+    gradient that is not a number (the checkpoint stays) and for settings other than the run's, and
+    KeyboardInterrupt after Ctrl-C, when the step is done and its checkpoint written.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,10 @@ def train(task: Task, cfg: TrainConfig, source: Source, out_dir: str | Path, *,
     last_save = run.step if saved is not None else None
     started = time.perf_counter() - run.seconds
     stopped = False
+    interrupt = Interrupt()
     try:
-        while run.step < cfg.steps and not stopped:
+        interrupt.listen()
+        while run.step < cfg.steps and not stopped and not interrupt.asked:
             row = run.advance()
             run.seconds = time.perf_counter() - started
             row["seconds"] = round(run.seconds, 3)
@@ -67,13 +72,43 @@ def train(task: Task, cfg: TrainConfig, source: Source, out_dir: str | Path, *,
             if run.step % cfg.save_every == 0 and run.step < cfg.steps:
                 checkpoint.save(out, run.checkpoint(table.flush()))
                 last_save = run.step
+        if last_save != run.step:
+            checkpoint.save(out, run.checkpoint(table.flush()))
+        if interrupt.asked and run.step < cfg.steps:
+            logger.warning("Training was stopped at step %d of %d and its checkpoint is saved in %s; the same command goes "
+                           "on from there.", run.step, cfg.steps, out)
+            raise KeyboardInterrupt
     finally:
         table.flush()
-    if last_save != run.step:
-        checkpoint.save(out, run.checkpoint(table.flush()))
+        interrupt.end()
     path = out / "adapter.safetensors"
     task.export(path, run.ema_state(), run.metadata() | (metadata or {}))
     return TrainResult(run.step, run.step >= cfg.steps, run.seconds, run.losses(), path)
+
+
+class Interrupt:
+    """Ctrl-C waits for the end of a step: half a step is a state that no run could go on from. A second one does not."""
+
+    def __init__(self) -> None:
+        self.asked = self.listening = False
+
+    def listen(self) -> None:
+        """Takes Ctrl-C over, unless it is someone else's already; signals belong to the main thread."""
+        if threading.current_thread() is threading.main_thread() and (
+                signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+            signal.signal(signal.SIGINT, self._note)
+            self.listening = True
+
+    def end(self) -> None:
+        """Gives it back."""
+        if self.listening:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.listening = False
+
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class Run:
