@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,24 @@ class MiniatureBase:
         return self.unet(x_t, t.float(), context=rows, transformer_options=with_middle(middle))
 
 
+def activation_bytes(layers: Sequence[tuple[str, int]], latents: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What a step holds between forward and backward, for latents (b, c, h, w).
+
+    Nothing of the frozen network needs a gradient of its weights, but all that lies between the injection and the loss
+    is kept: some 48 values for each token and channel of a transformer block and the residual blocks round it."""
+    narrow = min(channels for _, channels in layers)
+    values = 0
+    for _, channels in layers:
+        level = max(0, round(math.log2(channels / narrow)))  # channels double where the grid is halved
+        values += channels * math.ceil(latents[-2] / 2 ** level) * math.ceil(latents[-1] / 2 ** level)
+    return 48 * latents[0] * values * dtype.itemsize
+
+
 class CheckpointBase:
     """An SD1.5 or SDXL checkpoint that the host has loaded; its weights stay frozen."""
 
     def __init__(self, model: Any, clip: Any, vae: Any, encoders: Encoders):
         self.model, self.clip, self.vae, self.encoders = model, clip, vae, encoders
-        ready([model, *(item.patcher for item in encoders.items)], 1 << 30)
         self.device = model.load_device
         self.unet: nn.Module = model.model.diffusion_model
         self.width = text_width(model)
@@ -158,6 +171,8 @@ class CheckpointBase:
 
     def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
         base = self.model.model
+        # Encoders and first stage may have taken its place since the last step; cheap while it is there.
+        ready([self.model], activation_bytes(self.layers, tuple(x_t.shape), base.get_dtype_inference()))
         sigma = self.sampling.sigmas.to(x_t)[t.to(x_t.device)]
         dtype = base.get_dtype_inference()
         extra = {}
