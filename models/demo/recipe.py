@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..common import files
 from ..vision.preprocess import normalise
 from . import base, judge, pretrain
+from .base import BaseRun
 from .first_stage import FirstStage
 from .pool import render_pool
 from .world import Variation
@@ -112,7 +113,7 @@ class Recipe:
         run = base.train_base(unet, stage, self.folder, self.log, lambda run, _: self.export_base(run, stage, seconds))
         self.export_base(run, stage, seconds)
 
-    def export_base(self, run: base.BaseRun, stage: FirstStage, seconds: float) -> None:
+    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float) -> None:
         unet, text = run.averaged()
         state = {**{f"unet.{k}": v for k, v in unet.items()}, **{f"text.{k}": v for k, v in text.items()},
                  **{f"first_stage.{k}": v for k, v in stage.state_dict().items()}}

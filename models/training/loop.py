@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from . import checkpoint
-from .base import Source, Task
+from .base import Positioned, Source, Task
+from .checkpoint import Checkpoint
 from .config import TrainConfig
 
 logger = logging.getLogger("likeness")
@@ -121,11 +122,11 @@ class Run:
         self.window: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.names = [f"{prefix}.{name}" for prefix, module in task.modules().items()
                       for name, _ in module.named_parameters()]
-        self.params = [p for module in task.modules().values() for p in module.parameters()]
+        self.params: list[Tensor] = [p for module in task.modules().values() for p in module.parameters()]
         self.ema = [p.detach().clone() for p in self.params]
         # Decay pulls matrices only: norms, biases and gates have no reason to go to zero.
-        groups = [{"params": [p for p in self.params if p.ndim > 1]},
-                  {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.params if p.ndim > 1]},
+                                        {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0}]
         # Fused on the CPU, where it keeps a small adapter's step cheap; elsewhere the ordinary choice.
         on_cpu = all(p.device.type == "cpu" for p in self.params)
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=cfg.lr,
@@ -188,18 +189,18 @@ class Run:
         """Module -> its state dict."""
         return {prefix: module.state_dict() for prefix, module in self.task.modules().items()}
 
-    def checkpoint(self, csv_bytes: int) -> checkpoint.Checkpoint:
+    def checkpoint(self, csv_bytes: int) -> Checkpoint:
         """The whole state; csv_bytes is the length of the loss table at this step."""
         optimizer = {f"{name}/{key}": value for name, p in zip(self.names, self.params, strict=True)
                      for key, value in self.optimizer.state.get(p, {}).items()}
-        position = self.source.state_dict() if hasattr(self.source, "state_dict") else None
+        position = self.source.state_dict() if isinstance(self.source, Positioned) else None
         state: dict[str, Any] = {
             "step": self.step, "seconds": self.seconds, "csv_bytes": csv_bytes, "source": position,
             "generator": checkpoint.pack_rng(self.generator), "window": list(self.window),
             "config": json.loads(self.cfg.to_json())}
-        return checkpoint.Checkpoint(_flat(self.weights()), _flat(self.ema_state()), optimizer, state)
+        return Checkpoint(_flat(self.weights()), _flat(self.ema_state()), optimizer, state)
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Take over a saved run; raises LikenessError when it is another one."""
         changed = self.cfg.differences(TrainConfig.from_json(json.dumps(saved.state["config"])))
         if changed:
@@ -225,6 +226,7 @@ class Run:
                                            for key, value in moments[name].items()}
         self.generator.set_state(checkpoint.unpack_rng(saved.state["generator"]))
         if saved.state["source"] is not None:
+            assert isinstance(self.source, Positioned)
             self.source.load_state_dict(saved.state["source"])
         self.window.extend(saved.state["window"])
         self.step, self.seconds = saved.state["step"], saved.state["seconds"]
@@ -238,7 +240,8 @@ class LossTable:
     """A CSV that is appended to in blocks and cut back to its length at the checkpoint when a run goes on."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], resume_at: int | None):
-        self.path, self.columns, self.rows = path, columns, []
+        self.path, self.columns = path, columns
+        self.rows: list[str] = []
         if resume_at and path.is_file() and path.stat().st_size >= resume_at:
             with open(path, "r+b") as file:
                 file.truncate(resume_at)
