@@ -145,12 +145,9 @@ class LocalInjection:
         height, width = shape[-2:] if shape is not None else grid_of(x.shape[1], stamps.latent)
         out = []
         for row in rows:
-            share = None
-            for mask in masks:
-                one = mask[(row % batch) % mask.shape[0]].to(x.device, torch.float32)
-                one = area_of(one, stamps.areas[row], stamps.latent, (height, width))
-                share = one if share is None else share * one
-            out.append(share.reshape(-1, 1))
+            own = [mask[(row % batch) % mask.shape[0]].to(x.device, torch.float32) for mask in masks]
+            shares = [area_of(one, stamps.areas[row], stamps.latent, (height, width)) for one in own]
+            out.append(torch.stack(shares).prod(0).reshape(-1, 1))
         return torch.stack(out).to(x.dtype)
 
 

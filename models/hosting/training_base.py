@@ -138,9 +138,9 @@ class CheckpointBase:
             length = len(next(iter(window.values()))[0])
             rows.append(entry[0][:, :length].float())
             pooled.append(entry[1])
-            inside = found is not None and bool(found.columns) and found.columns[0] < length
-            first.append(found.columns[0] if inside else -1)
-            count.append(len(found.columns) if inside else 0)
+            columns = found.columns if found is not None and found.columns and found.columns[0] < length else ()
+            first.append(columns[0] if columns else -1)
+            count.append(len(columns))
         self._pooled = torch.cat(pooled).float().to(self.device) if pooled[0] is not None else None
         return torch.cat(rows).to(self.device).clone(), torch.tensor(first), torch.tensor(count)
 
@@ -209,5 +209,5 @@ def preset_for(base: CheckpointBase) -> CustAnyConfig:
     family = next((name for name, layers in known.items() if all(have.get(k) == c for k, c in layers)), None)
     up = tuple((k, c) for k, c in base.layers if k.startswith("output."))
     heads = 64 if all(c % 64 == 0 for _, c in up) else 32
-    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), known.get(family, up), head_dim=heads,
+    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), known[family] if family else up, head_dim=heads,
                          grid=sizes[0] // configs[0].patch, resolutions=tuple(sizes), base=family or "custom").check()
