@@ -173,6 +173,12 @@ def test_an_empty_mask_is_refused():
             inject_into(base("sd15")[0], mask=mask)
 
 
+def test_a_mask_without_the_local_level_is_told_to_have_no_effect():
+    mask = torch.ones(1, 8, 8)
+    assert "mask has no effect" in injected(mask=mask, strengths=Strengths(1.0, 0.0)).report
+    assert "no effect" not in injected(mask=mask).report + injected(strengths=Strengths(1.0, 0.0)).report
+
+
 def test_guidance_without_a_mask_stops_the_sampler():
     done = inject_into(base("sd15")[0], guidance=Named())
     with pytest.raises(LikenessError, match="Guidance Mask Generator"):
