@@ -56,7 +56,8 @@ MUTATIONS = [
     Mutation("one per latent shares the mean in its word", HOSTING + "adapters.py",
              'if subject.pairing != "per latent":', "if True:", LAYERS),
     # -- where and when
-    Mutation("masks beyond the batch are dropped", HOSTING + "injector.py", "            if count > batch:", "            if False:",
+    Mutation("masks beyond the batch are dropped", HOSTING + "injector.py", "            if count > batch:",
+             "            if False:",
              LIMITS),
     Mutation("the rows of all prompts count as the batch", HOSTING + "injector.py", "self._check_batch(batch)",
              "self._check_batch(x.shape[0])", LIMITS),
@@ -127,7 +128,8 @@ MUTATIONS = [
     Mutation("the v target has the wrong sign", HOSTING + "training_base.py", "(noise - sigma * latents)",
              "(noise + sigma * latents)", TRAINING),
     Mutation("the UNet is made ready once", HOSTING + "training_base.py",
-             "        ready([self.model], activation_bytes(self.layers, tuple(x_t.shape), base.get_dtype_inference()))\n", "", STEPS),
+             "        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),"
+             "\n                                             base.get_dtype_inference()))\n", "", STEPS),
     Mutation("lessons are kept by their number alone", "nodes/training_cli.py", "cache_key(frozen, drawn)", "cache_key(drawn)",
              STEPS),
     Mutation("a cache is written in place", "models/demo/recipe.py", 'path.with_name(path.name + ".part")', "path", STEPS),

@@ -9,7 +9,7 @@ from typing import Any
 
 import comfy.sd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common import files
 from ..common.errors import LikenessError
@@ -98,12 +98,12 @@ class MiniatureBase:
         return self.unet(x_t, t.float(), context=rows, transformer_options=with_middle(middle))
 
 
-def activation_bytes(layers: Sequence[tuple[str, int]], latents: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What a step holds between forward and backward, for latents (b, c, h, w).
+def activation_bytes(layers: Sequence[tuple[str, int]], narrow: int, latents: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What a step holds between forward and backward, for latents (b, c, h, w); narrow: channels of the finest level.
 
     Nothing of the frozen network needs a gradient of its weights, but all that lies between the injection and the loss
-    is kept: some 48 values for each token and channel of a transformer block and the residual blocks round it."""
-    narrow = min(channels for _, channels in layers)
+    is kept: 30 to 37 values (counted) for each token and channel of a transformer block, with the residual blocks round
+    it, and a third more for what the kernels take while they run."""
     values = 0
     for _, channels in layers:
         level = max(0, round(math.log2(channels / narrow)))  # channels double where the grid is halved
@@ -117,7 +117,7 @@ class CheckpointBase:
     def __init__(self, model: Any, clip: Any, vae: Any, encoders: Encoders):
         self.model, self.clip, self.vae, self.encoders = model, clip, vae, encoders
         self.device = model.load_device
-        self.unet: nn.Module = model.model.diffusion_model
+        self.unet: Any = model.model.diffusion_model
         self.width = text_width(model)
         if not self.width:
             raise LikenessError("Adapters are trained on SD1.5 or SDXL checkpoints; this file holds another kind of model.")
@@ -172,7 +172,8 @@ class CheckpointBase:
     def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
         base = self.model.model
         # Encoders and first stage may have taken its place since the last step; cheap while it is there.
-        ready([self.model], activation_bytes(self.layers, tuple(x_t.shape), base.get_dtype_inference()))
+        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),
+                                             base.get_dtype_inference()))
         sigma = self.sampling.sigmas.to(x_t)[t.to(x_t.device)]
         dtype = base.get_dtype_inference()
         extra = {}

@@ -245,10 +245,13 @@ def test_the_network_is_made_ready_for_every_step(monkeypatch):
 
 
 def test_activations_of_the_real_sizes():
-    """SD1.5 at 512 in half precision: about a GiB a picture; without the grids' halving it would be eight."""
+    """SD1.5 at 512 and SDXL at 1024 in half precision, the way up alone: grids halve where channels double."""
     from likeness.models.custany.config import sd15_layers
-    need = training_base.activation_bytes(sd15_layers(), (1, 4, 64, 64), torch.float16)
-    assert 0.4 < need / 2 ** 30 < 1.5
+    need = training_base.activation_bytes(sd15_layers(), 320, (1, 4, 64, 64), torch.float16)
+    assert 0.4 < need / 2 ** 30 < 1
+    up = [(f"output.{block}.{index}", channels) for block in range(6) for channels, depth in
+          ((1280, 10) if block < 3 else (640, 2),) for index in range(depth)]
+    assert 4 < training_base.activation_bytes(up, 320, (1, 4, 128, 128), torch.float16) / 2 ** 30 < 6
 
 
 def test_lessons_of_other_weights_are_drawn_anew(tmp_path, monkeypatch):
