@@ -28,7 +28,9 @@ VALUED = ("-k", "-m", "-p", "-o", "-n", "-W", "--deselect", "--ignore", "--durat
 
 def harness(places: Places, *words: object) -> int:
     """Run a part of tests/harness inside the virtual environment."""
-    return call([places.python, ROOT / "tests" / "harness", *words], env=inside(places))
+    # After Ctrl-C a training ends its step and writes a checkpoint, which takes minutes for a real model on a CPU.
+    patience = 600 if words[0] == "train" else 30
+    return call([places.python, ROOT / "tests" / "harness", *words], env=inside(places), patience=patience)
 
 
 def inside(places: Places) -> dict:

@@ -60,7 +60,7 @@ def encoder_candidates() -> list[Path]:
     """Files that may hold an encoder, quick ones first: only safetensors can be told from the header."""
     paths = [Path(path) for folder in ENCODER_FOLDERS for name in _names(folder)
              if (path := folder_paths.get_full_path(folder, name)) is not None]
-    return sorted(dict.fromkeys(paths), key=lambda path: path.suffix not in _ENDINGS)
+    return sorted(dict.fromkeys(paths), key=lambda path: path.suffix.lower() not in _ENDINGS)
 
 
 def stamp(*paths: Path | None) -> str:

@@ -59,8 +59,8 @@ class EncodePrompt(io.ComfyNode):
                 ),
                 io.Conditioning.Input(
                     "conditioning", optional=True,
-                    tooltip="The same text, encoded by another node: then nothing is encoded here, the word "
-                            "is only looked up.",
+                    tooltip="The same text, encoded by another node: its vectors stay as they are, the word is "
+                            "only looked up. Another text is refused.",
                 ),
             ],
             outputs=[
@@ -143,7 +143,8 @@ class DualLevelInjector(io.ComfyNode):
                 _types.Guidance.Input(
                     "guidance", optional=True,
                     tooltip="A mask that follows the word while the picture is made. It limits the local "
-                            "level.",
+                            "level. The node that makes it comes with the RealCustom++ method in a later "
+                            "version.",
                 ),
                 _types.LayerWeights.Input(
                     "layer_weights", optional=True,
@@ -231,7 +232,8 @@ class LayerWeights(io.ComfyNode):
                 ),
                 io.Float.Input(
                     LEVELS[1], display_mode=io.NumberDisplay.slider, **factor,
-                    tooltip="Layers between; SDXL and the miniature have none of them.",
+                    tooltip="Layers between. SDXL and the miniature have none of them: the slider has no effect "
+                            "there.",
                 ),
                 io.Float.Input(
                     LEVELS[2], display_mode=io.NumberDisplay.slider, **factor,

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..models.common.errors import LikenessError
 from ..models.hosting import demo
 from ..models.hosting.adapters import Adapter, load_adapter, wanted_encoders
-from ..models.hosting.encoders import Encoder, Encoders, load_encoder, match
+from ..models.hosting.encoders import Encoder, Encoders, load_encoder, match, says_mae
 from . import _paths, _types
 
 NO_SECOND = "none"
@@ -32,6 +32,9 @@ def _encoder_lines(items: tuple[Encoder, ...], paths: list[Path], hashes: tuple[
         wanted = hashes[number - 1] if number <= len(hashes) else ""
         same = not wanted or item.sha256.startswith(wanted[:16])
         other = "" if same else "; not the very file of the training"
+        if not same and item.config.family == "mae" and not says_mae(path):
+            other += (". WARNING: a plain ViT, trained for something else, has the same tensors, and nothing in this file says "
+                      "that it is an MAE; with a wrong one the likeness is lost")
         lines.append(f"encoder {number}: {item.config.family}, width {item.config.width}: {path.name} from "
                      f"{path.parent}{other}")
     return lines

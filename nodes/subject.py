@@ -13,7 +13,8 @@ from ..models.hosting.subjects import BLEND_MODES, blend, extract_from_picture, 
 from . import _paths, _types
 
 _MASK = ("White where the subject is. Without a mask the picture's alpha channel serves, without alpha the "
-         "whole picture. The MASK of Load Image is the other way round: put Invert Mask between.")
+         "whole picture. MASK of Load Image: for a transparent picture put Invert Mask between; a mask painted "
+         "in the mask editor is connected as it is.")
 _MARGIN = "Free space round the subject on each side, as a share of its longer side."
 
 

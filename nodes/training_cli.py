@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("likeness")
+OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
+LESSONS_SEED = 21
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -15,7 +17,8 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
     demo.add_argument("part", nargs="?", default="all", choices=("all", "first_stage", "encoders", "judge", "base", "adapter"))
-    demo.add_argument("--work", type=Path, default=Path("output/train/demo"), help="folder of checkpoints")
+    demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
+                      help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     custany = kinds.add_parser("custany", help="train a CustAny adapter on the miniature or on your own pictures")
@@ -23,7 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     custany.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
     custany.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
     custany.add_argument("--encoders", type=Path, nargs="+", default=[], help="vision encoder files, e.g. DINOv2 then MAE")
-    custany.add_argument("--out", type=Path, default=Path("output/train/custany"))
+    custany.add_argument("--out", type=Path, default=OUTPUT / "custany",
+                         help="folder of checkpoints and of the adapter (default: output/train/custany of the pack)")
     custany.add_argument("--steps", type=int, default=None)
     custany.add_argument("--batch", type=int, default=None)
     custany.add_argument("--lr", type=float, default=None)
@@ -91,8 +95,10 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
 
     import torch
 
+    from ..models.common import files
     from ..models.custany.config import CustAnyConfig
     from ..models.demo import lessons
+    from ..models.demo.recipe import cache_key, keep
     from ..models.hosting.training_base import MiniatureBase
     from ..models.training.base import Batch
     from ..models.training.config import TrainConfig
@@ -106,13 +112,15 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                            tuple(layer for layer in base.layers if layer[0].startswith("output.")), head_dim=32,
                            resolutions=tuple(base.sizes), base="miniature").check()
     started = time.time()
-    kept = out.parent / f"lessons_{pairs}.pt"
+    # Features of another base or encoder would be trained on without a sign.
+    frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
+    drawn = (pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
+    kept = out / f"lessons_{cache_key(frozen, drawn)}.pt"
     if kept.exists():
         data = lessons.Lessons(*torch.load(kept, weights_only=True))
     else:
-        data = lessons.prepare(pairs, 21, lessons.ADAPTER_VARIATION, base.encode_image, base.features, base.embed_image)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(tuple(data), kept)
+        data = lessons.prepare(pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, base.encode_image, base.features, base.embed_image)
+        keep(kept, tuple(data))
     _say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
 
     class Source:

@@ -19,6 +19,9 @@ FILES = (f"{HOST}adapters.py",)
 DEMO = (f"{HOST}demo.py",)
 TRAINING = (f"{HOST}training_host.py::test_denoise_is_the_hosts_own_prediction",
             f"{HOST}training_host.py::test_training_and_use_are_one_network")
+STEPS = (f"{HOST}training_host.py::test_the_network_is_made_ready_for_every_step",
+         f"{HOST}training_host.py::test_lessons_of_other_weights_are_drawn_anew")
+LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_nothing_had_been",)
 UNIT_MASKS = ("tests/unit/test_masks.py",)
 
 MUTATIONS = [
@@ -53,6 +56,11 @@ MUTATIONS = [
     Mutation("one per latent shares the mean in its word", HOSTING + "adapters.py",
              'if subject.pairing != "per latent":', "if True:", LAYERS),
     # -- where and when
+    Mutation("masks beyond the batch are dropped", HOSTING + "injector.py", "            if count > batch:",
+             "            if False:",
+             LIMITS),
+    Mutation("the rows of all prompts count as the batch", HOSTING + "injector.py", "self._check_batch(batch)",
+             "self._check_batch(x.shape[0])", LIMITS),
     Mutation("the mask is dead", HOSTING + "injector.py", "added = added * mask", "added = added * 1.0", LIMITS),
     Mutation("the area is cut with swapped axes", HOSTING + "injector.py",
              "mask = mask[y:y + height, x:x + width]", "mask = mask[x:x + width, y:y + height]", LIMITS),
@@ -78,9 +86,21 @@ MUTATIONS = [
              "set(tokens) & set(known)", PROMPT),
     Mutation("the next injector does not follow dropped tokens", HOSTING + "inject.py",
              "return column - sum(", "return column - 0 * sum(", PROMPT),
+    Mutation("any CONDITIONING of the same length is mine", HOSTING + "prompt.py",
+             "or entry[0].shape[1] == total and alike(entry[0])", "or entry[0].shape[1] == total", PROMPT),
+    Mutation("prompt weights make another text", HOSTING + "prompt.py",
+             "F.cosine_similarity(got[list(columns)] - nothing, text[list(columns)] - nothing, dim=-1)",
+             "F.cosine_similarity(got[list(columns)], text[list(columns)], dim=-1) - 0.3", PROMPT),
     # -- files and encoders
-    Mutation("the encoder's hash does not count", HOSTING + "encoders.py", "out.append((exact or fitting)[0])",
-             "out.append(fitting[0])", FILES),
+    Mutation("every pickle in the folder is read", HOSTING + "encoders.py",
+             "if not files.is_safetensors(path) and have.issuperset(wanted):", "if False:", FILES),
+    Mutation("a plain ViT is as good as an MAE", HOSTING + "encoders.py",
+             "out.append((exact or surer or fitting)[0])", "out.append((exact or fitting)[0])", FILES),
+    Mutation("a copy for another device shares the weights", HOSTING + "adapters.py",
+             "patcher.cached_patcher_init = (reload_adapter, (path,))",
+             "patcher.cached_patcher_init = (lambda path, disable_dynamic=False: patcher, (path,))", FILES),
+    Mutation("the encoder's hash does not count", HOSTING + "encoders.py", "out.append((exact or surer or fitting)[0])",
+             "out.append((surer or fitting)[0])", FILES),
     Mutation("encoders in any order", HOSTING + "adapters.py", "    if got != wanted:\n",
              "    if sorted(got) != sorted(wanted):\n", FILES),
     Mutation("average keeps every reference", HOSTING + "adapters.py", 'if combine == "average":', "if False:", FILES),
@@ -107,4 +127,14 @@ MUTATIONS = [
              "picture = rgb", UNIT_MASKS),
     Mutation("the v target has the wrong sign", HOSTING + "training_base.py", "(noise - sigma * latents)",
              "(noise + sigma * latents)", TRAINING),
+    Mutation("the UNet is made ready once", HOSTING + "training_base.py",
+             "        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),"
+             "\n                                             base.get_dtype_inference()))\n", "", STEPS),
+    Mutation("lessons are kept by their number alone", "nodes/training_cli.py", "cache_key(frozen, drawn)", "cache_key(drawn)",
+             STEPS),
+    Mutation("a cache is written in place", "models/demo/recipe.py", 'path.with_name(path.name + ".part")', "path", STEPS),
+    Mutation("Ctrl-C breaks the step", "models/training/loop.py", "        if self.asked:\n            raise",
+             "        if True:\n            raise", LOOP),
+    Mutation("Ctrl-C saves nothing", "models/training/loop.py", "if last_save != run.step:",
+             "if last_save != run.step and not interrupt.asked:", LOOP),
 ]

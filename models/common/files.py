@@ -26,6 +26,11 @@ _BITS = {"F4": 4, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E
 _AGAIN = "download it again"
 
 
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """By the file's ending, however it is written."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
 class TensorInfo(NamedTuple):
     """Type (the format's name, such as "F16") and shape of one tensor in a file."""
 
@@ -134,11 +139,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def check_file(path: str | os.PathLike[str]) -> None:
     """Raise LikenessError with one sentence if a weights file is unusable; .safetensors are checked whole."""
-    path = Path(path)
-    if path.suffix.lower() in SUFFIXES:
+    if is_safetensors(path):
         read_header(path)
     else:
-        _check_start(path)
+        _check_start(Path(path))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

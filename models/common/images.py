@@ -70,11 +70,6 @@ def to_chw(image: Tensor) -> Tensor:
     return image.movedim(-1, 1).contiguous()
 
 
-def to_hwc(pixels: Tensor) -> Tensor:
-    """(b, c, h, w) -> (b, h, w, c), contiguous."""
-    return pixels.movedim(1, -1).contiguous()
-
-
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """(b, h, w, c) -> (b, height, width, c), bicubic with antialias, in 0..1; its own size: unchanged."""
     if image.shape[1:3] == (height, width):
@@ -82,7 +77,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     # In float32: the antialiased kernels do not exist for every type on every device.
     pixels = F.interpolate(to_chw(image).float(), size=(height, width), mode="bicubic", align_corners=False,
                            antialias=True)
-    return to_hwc(pixels.clamp(0, 1)).to(image.dtype)
+    return pixels.clamp(0, 1).movedim(1, -1).contiguous().to(image.dtype)
 
 
 def pad_to_square(image: Tensor, background: Background = "white") -> Tensor:

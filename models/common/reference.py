@@ -37,9 +37,8 @@ def check_found(found: Sequence[bool], on_missing: str) -> None:
         return
     which = f"The mask of picture {', '.join(missing)} of {len(found)}" if len(found) > 1 else "The mask"
     raise LikenessError(f"{which} is empty, so there is no subject to take; make the subject white in the mask "
-                        "(the MASK of Load Image is white where a picture is transparent: put Invert Mask "
-                        "behind it), or set on_missing to pass through.")
-
+                        "(MASK of Load Image: for a transparent picture put Invert Mask between, a mask painted in "
+                        "the mask editor is right as it is), or set on_missing to pass through.")
 
 
 def prepare(image: Tensor, mask: Tensor | None, preset: str, margin: float, size: int,

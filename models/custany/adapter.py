@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class CustAny(nn.Module):
 
     def keys_values(self, key: str, local: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens (b, l, d) -> keys and values (b, l, channels) of layer "output.3.0"."""
-        return self.layers[module_key(key)].keys_values(local)
+        return cast(LocalAttention, self.layers[module_key(key)]).keys_values(local)
 
     def local(self, key: str, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention output (b, t, channels) of one layer, to_out included, WITHOUT the residual."""

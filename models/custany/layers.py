@@ -65,13 +65,13 @@ class LocalAttention(nn.Module):
         init_linear(self.to_out, generator, zero=True)
 
 
-def init_norm(layer: nn.Module) -> None:
+def init_norm(layer: nn.LayerNorm) -> None:
     """Weight one, bias zero."""
     nn.init.ones_(layer.weight)
     nn.init.zeros_(layer.bias)
 
 
-def init_linear(layer: nn.Module, generator: torch.Generator, zero: bool = False) -> None:
+def init_linear(layer: nn.Linear, generator: torch.Generator, zero: bool = False) -> None:
     """Uniform within 1 / sqrt(fan in), or zeros; drawn on the CPU, so that a seed is the same everywhere."""
     bound = 1 / math.sqrt(layer.weight.shape[1])
     with torch.no_grad():

@@ -1,11 +1,14 @@
 """CustAny's three losses: 2.0 L_normal + 1.0 L_decouple + 0.5 L_contrast."""
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import LikenessError
 
+Number = TypeVar("Number", float, Tensor)
 CONTRAST_MODES = ("raw", "clamp", "abs")
 
 
@@ -43,7 +46,7 @@ def mean(value: Tensor, keep: Tensor | None = None) -> Tensor:
     return value.mean() if keep is None else (value * keep).sum() / keep.sum().clamp(min=1)
 
 
-def total(normal: Tensor, decouple: Tensor, contrast_: Tensor,
-          weights: tuple[float, float, float] = (2.0, 1.0, 0.5)) -> Tensor:
+def total(normal: Number, decouple: Number, contrast_: Number,
+          weights: tuple[float, float, float] = (2.0, 1.0, 0.5)) -> Number:
     """Weighted sum of the three."""
     return weights[0] * normal + weights[1] * decouple + weights[2] * contrast_

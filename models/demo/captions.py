@@ -75,8 +75,9 @@ def captions(identity: Rows, pose: Rows, scene: Tensor, generator: torch.Generat
         size = int(pose["size"][k])
         told = SIZES[size] if size < 2 and c[0] < 0.6 else ""
         text = "a " + _phrase(identity, k, c[4:8], told, described)
-        two = other is not None and int(other["kind"][k]) >= 0
-        if two:
+        two = False
+        if other is not None and int(other["kind"][k]) >= 0:
+            two = True
             text += " and a " + _phrase(other, k, c[8:12], "", described)
         if c[1] < 0.7:
             text = "a photo of " + text

@@ -25,6 +25,9 @@ class _Residual(nn.Module):
 
 class FirstStage(nn.Module):
     """encode (n, 3, h, w) in -1..1 -> (n, 48, h/8, w/8); decode back. Sizes are multiples of 8."""
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
 
     def __init__(self, width: int = 32, operations=nn):
         super().__init__()

@@ -53,4 +53,5 @@ def render_pool(n: int, seed: int, variation: Variation, training: bool = True) 
     blocks = [_block(min(_BLOCK, n - start), generator, variation, training) for start in range(0, n, _BLOCK)]
     tensors = {name: torch.cat([getattr(b, name) for b in blocks]) for name in ("picture", "mask", "reference", "scene")}
     rows = {name: world.join([getattr(b, name) for b in blocks]) for name in ("identity", "other", "pose")}
-    return Pool(**tensors, **rows)
+    return Pool(tensors["picture"], tensors["mask"], tensors["reference"], rows["identity"], rows["other"], rows["pose"],
+                tensors["scene"])

@@ -4,7 +4,9 @@ Every part leaves its state in a work folder and is not made twice; the base wri
 """
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +17,14 @@ from torch import Tensor, nn
 from ..common import files
 from ..vision.preprocess import normalise
 from . import base, judge, pretrain
+from .base import BaseRun
 from .first_stage import FirstStage
 from .pool import render_pool
 from .world import Variation
 
 PARTS = ("first_stage", "encoders", "judge", "base")
 TRUTH = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what encoders and judge learn to see through
+POOL = 8192  # pictures
 FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 400, 600, 600
 
 Log = Callable[[str], None]
@@ -29,6 +33,19 @@ Log = Callable[[str], None]
 def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights as they ship; the PCA stays in float32, it is small and exact."""
     return {key: value.float() if key.endswith((".mean", ".basis", ".scale")) else value.half() for key, value in state.items()}
+
+
+def cache_key(*parts: object) -> str:
+    """A short name for all that a cached file depends on."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def keep(path: Path, value: object) -> None:
+    """Saves a cache for this work folder whole or not at all: half a file would be taken for a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    torch.save(value, part)
+    os.replace(part, path)
 
 
 class Recipe:
@@ -42,22 +59,23 @@ class Recipe:
         return {"format_version": "1", "method": f"miniature.{part}", "command": self.command, "seconds": f"{seconds:.0f}",
                 "torch": torch.__version__, "dataset_license": "drawn by this pack, GPL-3.0", **more}
 
-    def _kept(self, name: str, module: nn.Module, make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-        """The module from the work folder, or made now; also the seconds that making it took."""
-        path, clock = self.folder / f"{name}.pt", self.folder / f"{name}.seconds"
+    def _kept(self, name: str, module: nn.Module, make: Callable[[], nn.Module], *recipe: object) -> tuple[nn.Module, float]:
+        """The module of this recipe from the work folder, or made now; also the seconds that making it took."""
+        path = self.folder / f"{name}_{cache_key(*recipe)}.pt"
         if path.exists():
-            module.load_state_dict(torch.load(path, weights_only=True))
-            return module.eval().requires_grad_(False), float(clock.read_text()) if clock.exists() else 0.0
+            kept = torch.load(path, weights_only=True)
+            module.load_state_dict(kept["state"])
+            return module.eval().requires_grad_(False), kept["seconds"]
         started = time.time()
         module = make()
-        torch.save(module.state_dict(), path)
-        clock.write_text(f"{time.time() - started:.1f}")
-        return module, time.time() - started
+        seconds = time.time() - started
+        keep(path, {"state": module.state_dict(), "seconds": seconds})
+        return module, seconds
 
     def first_stage(self) -> tuple[FirstStage, float]:
         def make() -> nn.Module:
-            return base.train_first_stage(render_pool(8192, 77, TRUTH), FIRST_STAGE_STEPS, self.log)
-        stage, seconds = self._kept("first_stage", FirstStage(), make)
+            return base.train_first_stage(render_pool(POOL, 77, TRUTH), FIRST_STAGE_STEPS, self.log)
+        stage, seconds = self._kept("first_stage", FirstStage(), make, POOL, 77, TRUTH, FIRST_STAGE_STEPS)
         assert isinstance(stage, FirstStage)
         return stage, seconds
 
@@ -70,9 +88,9 @@ class Recipe:
 
             def make(train=train, steps=steps, config=config) -> nn.Module:
                 nonlocal pool
-                pool = pool or render_pool(8192, 11, TRUTH)
+                pool = pool or render_pool(POOL, 11, TRUTH)
                 return train(pool.reference, lambda pixels: normalise(pixels, config), steps, self.log)
-            model, seconds = self._kept(family, pretrain.ViT(config), make)
+            model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, TRUTH, steps, config)
             assert isinstance(model, pretrain.ViT)
             self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
                         **{"likeness.family": family})
@@ -80,8 +98,8 @@ class Recipe:
     def judge(self) -> judge.Judge:
         """judge.safetensors, with its own accuracy on held-out renders in the metadata."""
         def make() -> nn.Module:
-            return judge.train_judge(render_pool(8192, 11, TRUTH), JUDGE_STEPS, self.log)
-        model, seconds = self._kept("judge", judge.Judge(), make)
+            return judge.train_judge(render_pool(POOL, 11, TRUTH), JUDGE_STEPS, self.log)
+        model, seconds = self._kept("judge", judge.Judge(), make, POOL, 11, TRUTH, JUDGE_STEPS)
         assert isinstance(model, judge.Judge)
         pool = render_pool(1024, 99, TRUTH, training=False)
         right = judge.accuracy(model, pool.picture.float() / 255, judge.truth(pool, torch.arange(1024)))
@@ -95,7 +113,7 @@ class Recipe:
         run = base.train_base(unet, stage, self.folder, self.log, lambda run, _: self.export_base(run, stage, seconds))
         self.export_base(run, stage, seconds)
 
-    def export_base(self, run: base.BaseRun, stage: FirstStage, seconds: float) -> None:
+    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float) -> None:
         unet, text = run.averaged()
         state = {**{f"unet.{k}": v for k, v in unet.items()}, **{f"text.{k}": v for k, v in text.items()},
                  **{f"first_stage.{k}": v for k, v in stage.state_dict().items()}}

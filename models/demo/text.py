@@ -1,6 +1,8 @@
 """The miniature's text encoder for training: the host's CLIP layout and key names without in-place steps."""
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,17 +33,19 @@ class TextModel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        embeddings = nn.ModuleDict({"token_embedding": nn.Embedding(len(ROWS) + 3, WIDTH),
-                                    "position_embedding": nn.Embedding(CONTEXT_LENGTH, WIDTH)})
-        nn.init.normal_(embeddings["token_embedding"].weight, std=0.3)
-        nn.init.normal_(embeddings["position_embedding"].weight, std=0.1)
+        tokens, positions = nn.Embedding(len(ROWS) + 3, WIDTH), nn.Embedding(CONTEXT_LENGTH, WIDTH)
+        nn.init.normal_(tokens.weight, std=0.3)
+        nn.init.normal_(positions.weight, std=0.1)
+        embeddings = nn.ModuleDict({"token_embedding": tokens, "position_embedding": positions})
         encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(WIDTH, HEADS) for _ in range(LAYERS))})
         self.text_model = nn.ModuleDict({"embeddings": embeddings, "encoder": encoder,
                                          "final_layer_norm": nn.LayerNorm(WIDTH)})
 
     def forward(self, rows: Tensor) -> Tensor:
         model = self.text_model
-        x = model["embeddings"]["token_embedding"](rows) + model["embeddings"]["position_embedding"].weight[:rows.shape[1]]
-        for layer in model["encoder"]["layers"]:
+        embeddings, encoder = cast(nn.ModuleDict, model["embeddings"]), cast(nn.ModuleDict, model["encoder"])
+        positions = cast(nn.Embedding, embeddings["position_embedding"]).weight
+        x = embeddings["token_embedding"](rows) + positions[:rows.shape[1]]
+        for layer in cast(nn.ModuleList, encoder["layers"]):
             x = layer(x)
         return model["final_layer_norm"](x)

@@ -42,10 +42,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def load_adapter(path: str | Path) -> Adapter:
     """The method is told from tensor names and metadata, never from the file's name. Raises LikenessError."""
     path = Path(path)
-    if path.suffix in files.SUFFIXES:  # a wrong file, perhaps a checkpoint of many gigabytes, is told from its header
+    if files.is_safetensors(path):  # a wrong file, perhaps a checkpoint of many gigabytes, is told from its header
         _check_known(files.read_header(path).tensors, path.name)
     state, metadata = read_weights(path)
-    return make_adapter(state, metadata, files.sha256(path), path.name)
+    return make_adapter(state, metadata, files.sha256(path), path.name, path)
 
 
 def _check_known(names: Iterable[str], name: str) -> None:
@@ -57,22 +57,36 @@ def _check_known(names: Iterable[str], name: str) -> None:
                             + (f", it looks like {guess}" if guess else "") + "; choose another file.")
 
 
-def make_adapter(state: Mapping[str, Tensor], metadata: Mapping[str, str], sha256: str, name: str) -> Adapter:
-    """From tensors that are read already."""
+def make_adapter(state: Mapping[str, Tensor], metadata: Mapping[str, str], sha256: str, name: str,
+                 path: Path | None = None) -> Adapter:
+    """From tensors that are read already; `path` is where the host can read them again for another device."""
     _check_known(state, name)
     config = from_metadata(dict(metadata))
     check_shapes(config, {key: tuple(value.shape) for key, value in state.items()})
+    patcher = _patcher(state, config)
+    if path is not None:
+        patcher.cached_patcher_init = (reload_adapter, (path,))
+    return Adapter("custany", patcher, config, tuple(sorted(metadata.items())), sha256, name)
+
+
+def reload_adapter(path: Path, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a copy with weights of its own."""
+    state, metadata = read_weights(path)
+    return _patcher(state, from_metadata(metadata), disable_dynamic)
+
+
+def _patcher(state: Mapping[str, Tensor], config: CustAnyConfig, disable_dynamic: bool = False) -> Any:
     module = CustAny(config, operations=comfy.ops.manual_cast, dtype=torch.float32, device="meta", attention=_attention)
-    patcher = patcher_of(module)
+    patcher = patcher_of(module, disable_dynamic)
     dtype = compute_dtype(patcher.load_device)
     module.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)
     module.requires_grad_(False)
-    return Adapter("custany", patcher, config, tuple(sorted(metadata.items())), sha256, name)
+    return patcher
 
 
 def wanted_encoders(path: str | Path) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
     """(family, width) of the encoders that an adapter file was trained with, and their hashes where it names them."""
-    metadata = files.read_header(path).metadata if Path(path).suffix in files.SUFFIXES else {}
+    metadata = files.read_header(path).metadata if files.is_safetensors(path) else {}
     config = from_metadata(metadata)
     entries = json.loads(metadata.get("encoders", "[]"))
     hashes = tuple(str(e.get("sha256", "")) if isinstance(e, dict) else "" for e in entries)

@@ -28,7 +28,7 @@ def text_width(model: Any) -> int:
             for layer in block:
                 for transformer in getattr(layer, "transformer_blocks", ()):
                     if getattr(transformer, "attn2", None) is not None:
-                        return int(transformer.attn2.to_k.weight.shape[1])
+                        return int(transformer.attn2.to_k.in_features)  # a quantised weight may have another shape
     return 0
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as management
-import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
@@ -30,6 +29,7 @@ from ..demo.text import HEADS, LAYERS, WIDTH
 from .adapters import Adapter, make_adapter
 from .demo_unet import UNET_CONFIG
 from .encoders import Encoders, make_encoder
+from .memory import patcher_class
 
 WEIGHTS = Path(__file__).parent.parent / "demo" / "weights"
 METHODS = {"CustAny": ("custany.safetensors", ("dino.safetensors", "mae.safetensors"))}
@@ -100,7 +100,7 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
 class DemoVAE(comfy.sd.VAE):
     """The host's VAE object round our first stage, so that tiling, batching and memory stay the host's."""
 
-    def __init__(self, module: FirstStage):
+    def __init__(self, module: FirstStage, disable_dynamic: bool = False):
         # The host builds only first stages that it detects. It may set itself up round its smallest one, which is
         # then exchanged before anything is loaded anywhere.
         small = comfy.taesd.taesd.TAESD(latent_channels=CHANNELS)
@@ -108,8 +108,8 @@ class DemoVAE(comfy.sd.VAE):
         module.to(self.vae_dtype)
         self.latent_channels = CHANNELS
         self.first_stage_model = module
-        self.patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=self.device,
-                                                            offload_device=management.vae_offload_device())
+        self.patcher = patcher_class(disable_dynamic)(module, load_device=self.device,
+                                                      offload_device=management.vae_offload_device())
 
 
 def _parts(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -132,36 +132,49 @@ def load_base(embedding_directory: Any = None, path: Path | None = None) -> tupl
         raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or "
                             "make them with: python dev.py train demo.")
     state, _ = files.load(path)
-    return (_model(_parts(state, "unet"), _parts(state, "first_stage")), _clip(_parts(state, "text"), embedding_directory),
-            _vae(_parts(state, "first_stage")))
+    model, clip, vae = _model(state), _clip(state, embedding_directory), _vae(state)
+    for part, patcher in (("unet", model), ("text", clip.patcher), ("first_stage", vae.patcher)):
+        patcher.cached_patcher_init = (reload_part, (part, path))
+    return model, clip, vae
 
 
-def _model(state: dict[str, Tensor], first_stage: dict[str, Tensor]) -> Any:
+def reload_part(part: str, path: Path, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a patcher with weights of its own, for another device."""
+    state, _ = files.load(path)
+    if part == "unet":
+        return _model(state, disable_dynamic)
+    return (_clip(state, None, disable_dynamic) if part == "text" else _vae(state, disable_dynamic)).patcher
+
+
+def _model(whole: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
+    state = _parts(whole, "unet")
     load_device = management.get_torch_device()
     offload_device = management.unet_offload_device()
     config = DemoConfig(UNET_CONFIG)
-    config.latent_format = DemoLatent(first_stage)
+    config.latent_format = DemoLatent(_parts(whole, "first_stage"))
     dtype = management.unet_dtype(model_params=4_000_000, supported_dtypes=[torch.float16, torch.float32])
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device))
     model = config.get_model({}, "", device=offload_device)
     model.load_model_weights({f"{key}": value for key, value in state.items()}, "")
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    return patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
 
 
-def _clip(state: dict[str, Tensor], embedding_directory: Any) -> Any:
+def _clip(whole: dict[str, Tensor], embedding_directory: Any, disable_dynamic: bool = False) -> Any:
+    state = _parts(whole, "text")
     table = "text_model.embeddings.token_embedding.weight"
     state = {**state, table: expand_vocabulary(state[table]),
              "text_projection.weight": torch.eye(WIDTH, dtype=state[table].dtype)}
     target = comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoClip)
-    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, parameters=6_700_000)
+    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, parameters=6_700_000,
+                         **({"disable_dynamic": True} if disable_dynamic else {}))  # older hosts do not know the word
     clip.load_sd({f"clip_l.transformer.{key}": value for key, value in state.items()}, full_model=True)
     return clip
 
 
-def _vae(state: dict[str, Tensor]) -> Any:
+def _vae(whole: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
     module = FirstStage(operations=comfy.ops.disable_weight_init)
-    module.load_state_dict({key: value.float() for key, value in state.items()})
-    return DemoVAE(module.eval().requires_grad_(False))
+    module.load_state_dict({key: value.float() for key, value in _parts(whole, "first_stage").items()})
+    return DemoVAE(module.eval().requires_grad_(False), disable_dynamic)
 
 
 @cache
@@ -179,5 +192,5 @@ def load_method(method: str) -> tuple[Adapter, Encoders]:
             raise LikenessError(f"The miniature's weights {file} are missing from this copy of the pack; install it again, "
                                 "or make them with: python dev.py train demo.")
         state, metadata = files.load(path)
-        return state, metadata, _sha256(path, path.stat().st_mtime), file
+        return state, metadata, _sha256(path, path.stat().st_mtime), file, path
     return make_adapter(*read(name)), Encoders(tuple(make_encoder(*read(file)) for file in encoder_names))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common import files
 from ..common.errors import LikenessError
-from ..vision.keys import identify
+from ..vision.keys import has_mae_parts, identify
 from ..vision.load import load_vit, unwrap
 from ..vision.preprocess import common_size, preprocess
 from ..vision.vit import VitConfig
@@ -44,10 +44,9 @@ class Encoders(NamedTuple):
 def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of any weights file; pickles only through the host's safe loader."""
     path = Path(path)
-    if path.suffix in files.SUFFIXES:
+    files.check_file(path)
+    if files.is_safetensors(path):
         return files.load(path)
-    if not path.exists() or path.stat().st_size == 0:
-        raise LikenessError(f"The file {path.name} is missing or empty; download it again.")
     try:
         return unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}
     except Exception as error:  # the unpickler raises what it likes
@@ -57,39 +56,64 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def describe(path: str | Path) -> VitConfig | None:
     """What encoder a file holds, or None; a safetensors file is told from its header alone."""
+    return _look(path)[0]
+
+
+def says_mae(path: str | Path) -> bool:
+    """Whether a file names parts that only an MAE has; a plain ViT has the very tensors of an MAE's encoder."""
+    return _look(path)[1]
+
+
+def _look(path: str | Path) -> tuple[VitConfig | None, bool]:
     try:
         stat = Path(path).stat()
     except OSError:
-        return None
+        return None, False
     return _describe(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(256)  # a pickle must be read whole to be told, so once has to be enough
-def _describe(path: str | Path, modified: int, size: int) -> VitConfig | None:
+def _describe(path: str | Path, modified: int, size: int) -> tuple[VitConfig | None, bool]:
+    names: Mapping[str, Any]
     try:
-        if Path(path).suffix in files.SUFFIXES:
-            header = files.read_header(path)
-            return identify(header.tensors, header.metadata)
-        return identify(unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {})
+        if files.is_safetensors(path):
+            names, metadata = files.read_header(path)
+        else:
+            files.check_file(path)
+            names, metadata = unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}
+        return identify(names, metadata), metadata.get("likeness.family") == "mae" or has_mae_parts(names)
     except Exception as error:  # one broken pickle in the folder, which raises what it likes, must not hide the others
         log.debug("%s is no encoder: %s", path, error)
-        return None
+        return None, False
 
 
 def load_encoder(path: str | Path) -> Encoder:
     """Raises LikenessError for anything that is no vision encoder."""
     state, metadata = read_weights(path)
-    return make_encoder(state, metadata, files.sha256(path), Path(path).name)
+    return make_encoder(state, metadata, files.sha256(path), Path(path).name, Path(path))
 
 
-def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str) -> Encoder:
-    """From tensors that are read already."""
+def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str,
+                 path: Path | None = None) -> Encoder:
+    """From tensors that are read already; `path` is where the host can read them again for another device."""
+    patcher, config = _patcher(state, metadata)
+    if path is not None:
+        patcher.cached_patcher_init = (reload_encoder, (path,))
+    return Encoder(patcher, config, sha256, name)
+
+
+def reload_encoder(path: Path, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a copy with weights of its own."""
+    return _patcher(*read_weights(path), disable_dynamic)[0]
+
+
+def _patcher(state: Mapping[str, Any], metadata: Mapping[str, str], disable_dynamic: bool = False) -> tuple[Any, VitConfig]:
     model, config = load_vit(state, metadata, operations=comfy.ops.manual_cast)
-    patcher = patcher_of(model)
+    patcher = patcher_of(model, disable_dynamic)
     dtype = compute_dtype(patcher.load_device)
     if dtype != torch.float32:
         model.to(dtype)
-    return Encoder(patcher, config, sha256, name)
+    return patcher, config
 
 
 def encode(encoders: Encoders, pictures: Tensor, sizes: tuple[int, ...] = ()) -> list[tuple[Tensor, Tensor]]:
@@ -118,10 +142,17 @@ def encode(encoders: Encoders, pictures: Tensor, sizes: tuple[int, ...] = ()) ->
 
 
 def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidates: list[str | Path]) -> list[Path]:
-    """The file for each wanted (family, width): the one with the right hash if there is one, else the first that fits.
+    """The file for each wanted (family, width): the one with the right hash, else the first that fits.
 
-    Raises LikenessError that names what is missing."""
-    known = [(Path(path), describe(path)) for path in candidates]
+    A file that says that it is an MAE comes before one that could be a plain ViT. Pickles, which must be read whole, are
+    only looked at while something is missing. Raises LikenessError that names what is missing."""
+    paths = sorted(map(Path, candidates), key=lambda path: not files.is_safetensors(path))
+    known: list[tuple[Path, VitConfig | None]] = []
+    for path in paths:
+        have = {(c.family, c.width) for _, c in known if c is not None}
+        if not files.is_safetensors(path) and have.issuperset(wanted):
+            break
+        known.append((path, describe(path)))
     out = []
     for index, (family, width) in enumerate(wanted):
         fitting = [path for path, c in known if c is not None and (c.family, c.width) == (family, width)]
@@ -131,5 +162,6 @@ def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidat
                                 "models/likeness or models/clip_vision and press R.")
         exact = [p for p in fitting if index < len(hashes) and hashes[index] and len(fitting) > 1
                  and files.sha256(p).startswith(hashes[index][:16])]
-        out.append((exact or fitting)[0])
+        surer = [path for path in fitting if family == "mae" and says_mae(path)]
+        out.append((exact or surer or fitting)[0])
     return out

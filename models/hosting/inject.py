@@ -74,7 +74,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
                      f"{plan.keys_values[0][1].shape[0]} reference(s)"
                      + (", limited by a mask" if mask is not None or guidance is not None else ""))
     else:
-        lines.append("local 0: off")
+        lines.append("local 0: off" + (", so the mask has no effect: it limits the local level only"
+                                       if mask is not None or guidance is not None else ""))
     if strengths.global_ != 0.0:
         delta = _delta(subject, word)
         lines.append(f"global {strengths.global_:g}: {len(word.firsts)} column(s) of \"{word.text}\"")

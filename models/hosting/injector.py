@@ -104,12 +104,23 @@ class LocalInjection:
         """x with the subject in these rows."""
         index = torch.tensor(rows, device=x.device)
         batch = x.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
+        if "context_window" not in extra_options:  # a window of a video holds a part of the batch
+            self._check_batch(batch)
         k, v = (self._references(t, rows, batch).to(x) for t in self._layers[key])
         added = self.plan.patcher.model.local(key, x[index], k, v)
         mask = self._mask(stamps, rows, batch, x, extra_options)
         if mask is not None:
             added = added * mask
         return x.index_add(0, index, (added * weight).to(x.dtype))
+
+    def _check_batch(self, batch: int) -> None:
+        """Raises LikenessError where a mask or a reference would find no latent; fewer go round."""
+        references = self.plan.keys_values[0][1].shape[0] if self.plan.pairing == "per latent" else 0
+        masks = self.plan.mask.shape[0] if self.plan.mask is not None else 0
+        for count, what in ((masks, "masks"), (references, "references, one per latent,")):
+            if count > batch:
+                raise LikenessError(f"The injector has {count} {what} and the batch holds {batch} latent"
+                                    f"{'s' if batch > 1 else ''}; make the batch {count} large, or give at most {batch}.")
 
     def _references(self, tokens: Tensor, rows: list[int], batch: int) -> Tensor:
         """(references, l, c) -> (rows, l', c): all references in one row of tokens, or the row's own."""
@@ -134,12 +145,9 @@ class LocalInjection:
         height, width = shape[-2:] if shape is not None else grid_of(x.shape[1], stamps.latent)
         out = []
         for row in rows:
-            share = None
-            for mask in masks:
-                one = mask[(row % batch) % mask.shape[0]].to(x.device, torch.float32)
-                one = area_of(one, stamps.areas[row], stamps.latent, (height, width))
-                share = one if share is None else share * one
-            out.append(share.reshape(-1, 1))
+            own = [mask[(row % batch) % mask.shape[0]].to(x.device, torch.float32) for mask in masks]
+            shares = [area_of(one, stamps.areas[row], stamps.latent, (height, width)) for one in own]
+            out.append(torch.stack(shares).prod(0).reshape(-1, 1))
         return torch.stack(out).to(x.dtype)
 
 

@@ -14,10 +14,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if management.should_use_fp16(device) else torch.float32
 
 
-def patcher_of(module: nn.Module) -> Any:
-    """A patcher round a module; the class is looked up now because the host exchanges it at start."""
-    return comfy.model_patcher.CoreModelPatcher(module.eval().requires_grad_(False), load_device=management.get_torch_device(),
-                                                offload_device=management.unet_offload_device())
+def patcher_class(disable_dynamic: bool = False) -> Any:
+    """The host's class of patchers, looked up at call time because it is exchanged at start."""
+    return comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+
+
+def patcher_of(module: nn.Module, disable_dynamic: bool = False) -> Any:
+    """A patcher round a module; disable_dynamic is what the host asks of a copy for another device."""
+    return patcher_class(disable_dynamic)(module.eval().requires_grad_(False), load_device=management.get_torch_device(),
+                                          offload_device=management.unet_offload_device())
 
 
 def ready(patchers: list[Any], memory: int) -> None:

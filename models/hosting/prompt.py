@@ -2,9 +2,13 @@
 from __future__ import annotations
 
 import hashlib
+import string
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.columns import Found, find_word, is_cut, near_words
@@ -12,6 +16,8 @@ from ..common.errors import LikenessError
 from ..common.records import Word
 
 HASH_KEY, TEXT_KEY = "likeness_prompt_hash", "likeness_prompt"
+# How alike another node's rows must be to ours, as cosines: its weighting and layer may differ, its text may not.
+WORD_ALIKE, END_ALIKE = 0.7, 0.6
 Conditioning = list[list[Any]]
 
 
@@ -34,6 +40,11 @@ def _windows(tokens: Any) -> tuple[str, list[list[tuple]]]:
 def _plain(text: str) -> str:
     """The word as text that core's prompt grammar takes literally."""
     return text.replace("\\", "").replace("(", "\\(").replace(")", "\\)")
+
+
+def trimmed(word: str) -> str:
+    """The word without the space and punctuation that come along when it is copied out of a prompt."""
+    return word.strip(string.whitespace + ",.;:!?\"'`")
 
 
 def _end(clip: Any) -> int:
@@ -68,9 +79,12 @@ def _word_ends(clip: Any, key: str, start: Any):
 def locate(clip: Any, tokens: Any, word: str, occurrence: int) -> tuple[Found, str, list[list[tuple]]]:
     """Where `word` stands in tokenised text; also the tokenizer's key and its windows."""
     key, windows = _windows(tokens)
-    ids = _ids(clip, word.strip())
-    if not ids:
+    if not word.strip():
         raise LikenessError("The subject's word is empty; write the word of the prompt that names the subject.")
+    # A comma is a token like any other, and no subject.
+    ids = _ids(clip, trimmed(word)) if word.strip(string.punctuation + string.whitespace) else []
+    if not ids:
+        return Found((), (), 0), key, windows
     start = windows[0][0][0]
     found = find_word([[entry[0] for entry in window] for window in windows], ids, occurrence, _word_ends(clip, key, start))
     return found, key, windows
@@ -80,7 +94,8 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
                   on_missing: str = "error") -> tuple[Conditioning, Word, bool]:
     """CONDITIONING with the prompt's hash, WORD, and whether the word was found.
 
-    With `conditioning` nothing is encoded, the word is only looked up in it. Raises LikenessError for a missing word."""
+    With `conditioning` the word is looked up in it and its rows stay as they are. Raises LikenessError for a missing
+    word and for a CONDITIONING of another text."""
     if clip is None:
         raise LikenessError("The CLIP input is empty: this checkpoint holds no text encoder; load one with a CLIP loader.")
     tokens = clip.tokenize(text)
@@ -88,16 +103,19 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
     digest = prompt_hash(text)
     if not found.columns and on_missing == "error":
         raise LikenessError(_missing(clip, text, word, occurrence, found, windows))
+    # Rows that were joined with another prompt's do not begin with this text for sure: they stay without its hash.
+    total = sum(len(window) for window in windows)
     if conditioning is None:
         conditioning = clip.encode_from_tokens_scheduled(tokens)
+        own = [True] * len(conditioning)
     else:
         other = next((e[1][TEXT_KEY] for e in conditioning if e[1].get(HASH_KEY, digest) != digest), None)
         if other is not None:
             raise LikenessError(f"The CONDITIONING was encoded from \"{other}\", the text here is \"{text}\"; write the same "
                                 "text.")
-    # Rows that were joined with another prompt's do not begin with this text for sure: they stay without its hash.
-    total = sum(len(window) for window in windows)
-    own = [entry[0].shape[1] == total or entry[1].get(HASH_KEY) == digest for entry in conditioning]
+        alike = _comparer(clip, tokens, found.columns, len(windows[0]))
+        own = [entry[1].get(HASH_KEY) == digest or entry[0].shape[1] == total and alike(entry[0])
+               for entry in conditioning]
     conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text}] if mine else entry
                     for entry, mine in zip(conditioning, own, strict=True)]
     rows = raw = end = None
@@ -110,12 +128,37 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         rows = _rows(source, found.columns, text)
         end = _rows(source, (found.columns[-1] // size * size + size - 1,), text)
         raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
-    place = Word(word.strip(), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
+    place = Word(trimmed(word), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
                  tokens, clip, end)
     if found.columns and not any(own) and all(shift_of(entry[0], place) is None for entry in conditioning):
+        if any(entry[0].shape[1] == total for entry in conditioning):
+            raise LikenessError(f"The CONDITIONING was encoded from another text than \"{text}\" (its vectors at "
+                                f"\"{trimmed(word)}\" are far from those of this text); connect the one of this text, or write "
+                                "the same text here.")
         raise LikenessError(f"The CONDITIONING has {conditioning[0][0].shape[1]} rows and none of them hold \"{text}\", which "
                             f"has {total}; connect the CONDITIONING that was encoded from this text.")
     return conditioning, place, bool(found.columns)
+
+
+def _comparer(clip: Any, tokens: Any, columns: tuple[int, ...], window: int) -> Callable[[Tensor], bool]:
+    """Tells whether rows (1, n, width) of another node can be this text: at the word, and at the end, which saw it all.
+
+    At the word the empty prompt is taken off first: prompt weights move a row along just that difference."""
+    @cache
+    def ours() -> tuple[Tensor, Tensor]:
+        return tuple(clip.encode_from_tokens_scheduled(t)[0][0][0].float() for t in (tokens, clip.tokenize("")))
+
+    def alike(rows: Tensor) -> bool:
+        text, empty = ours()
+        if rows.shape[-1] != text.shape[-1]:
+            return False
+        got = rows[0].to(text)
+        if F.cosine_similarity(got[-1], text[-1], dim=0) < END_ALIKE:
+            return False
+        nothing = empty[[column % window for column in columns]]
+        near = F.cosine_similarity(got[list(columns)] - nothing, text[list(columns)] - nothing, dim=-1)
+        return not columns or bool(near.mean() >= WORD_ALIKE)
+    return alike
 
 
 def _entries(windows: list[list[tuple]], columns: tuple[int, ...]):
@@ -143,7 +186,9 @@ def _missing(clip: Any, text: str, word: str, occurrence: int, found: Found, win
     if found.total:
         return (f"The prompt has the word \"{word}\" {found.total} time{'s' if found.total > 1 else ''}, occurrence "
                 f"{occurrence} was asked for; choose a smaller number or 0 for all.")
-    if is_cut([[entry[0] for entry in window] for window in windows], _ids(clip, word.strip()), _end(clip)):
+    if not word.strip(string.punctuation + string.whitespace):
+        return f"The word \"{word}\" is not found: it has no letters; write the word of the prompt that names the subject."
+    if is_cut([[entry[0] for entry in window] for window in windows], _ids(clip, trimmed(word)), _end(clip)):
         return (f"The word \"{word}\" is cut in two where the prompt goes on in another window of {len(windows[0])} tokens; "
                 "move it by a word or two.")
     near = near_words(text, word)

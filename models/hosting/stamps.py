@@ -51,12 +51,6 @@ def stamped(entry: list[Any], number: int) -> list[Any]:
     return [entry[0], options]
 
 
-def has_stamp(entry: list[Any], number: int) -> bool:
-    """Whether this entry carries `number`."""
-    cond = entry[1].get("model_conds", {}).get(KEY)
-    return cond is not None and number in cond.cond[0].tolist()
-
-
 def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """APPLY_MODEL: takes the stamp out of the model's inputs and into its options."""
     stamp = kwargs.pop(KEY, None)

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.sd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common import files
 from ..common.errors import LikenessError
@@ -97,14 +98,26 @@ class MiniatureBase:
         return self.unet(x_t, t.float(), context=rows, transformer_options=with_middle(middle))
 
 
+def activation_bytes(layers: Sequence[tuple[str, int]], narrow: int, latents: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What a step holds between forward and backward, for latents (b, c, h, w); narrow: channels of the finest level.
+
+    Nothing of the frozen network needs a gradient of its weights, but all that lies between the injection and the loss
+    is kept: 30 to 37 values (counted) for each token and channel of a transformer block, with the residual blocks round
+    it, and a third more for what the kernels take while they run."""
+    values = 0
+    for _, channels in layers:
+        level = max(0, round(math.log2(channels / narrow)))  # channels double where the grid is halved
+        values += channels * math.ceil(latents[-2] / 2 ** level) * math.ceil(latents[-1] / 2 ** level)
+    return 48 * latents[0] * values * dtype.itemsize
+
+
 class CheckpointBase:
     """An SD1.5 or SDXL checkpoint that the host has loaded; its weights stay frozen."""
 
     def __init__(self, model: Any, clip: Any, vae: Any, encoders: Encoders):
         self.model, self.clip, self.vae, self.encoders = model, clip, vae, encoders
-        ready([model, *(item.patcher for item in encoders.items)], 1 << 30)
         self.device = model.load_device
-        self.unet: nn.Module = model.model.diffusion_model
+        self.unet: Any = model.model.diffusion_model
         self.width = text_width(model)
         if not self.width:
             raise LikenessError("Adapters are trained on SD1.5 or SDXL checkpoints; this file holds another kind of model.")
@@ -125,9 +138,9 @@ class CheckpointBase:
             length = len(next(iter(window.values()))[0])
             rows.append(entry[0][:, :length].float())
             pooled.append(entry[1])
-            inside = found is not None and bool(found.columns) and found.columns[0] < length
-            first.append(found.columns[0] if inside else -1)
-            count.append(len(found.columns) if inside else 0)
+            columns = found.columns if found is not None and found.columns and found.columns[0] < length else ()
+            first.append(columns[0] if columns else -1)
+            count.append(len(columns))
         self._pooled = torch.cat(pooled).float().to(self.device) if pooled[0] is not None else None
         return torch.cat(rows).to(self.device).clone(), torch.tensor(first), torch.tensor(count)
 
@@ -158,6 +171,9 @@ class CheckpointBase:
 
     def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
         base = self.model.model
+        # Encoders and first stage may have taken its place since the last step; cheap while it is there.
+        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),
+                                             base.get_dtype_inference()))
         sigma = self.sampling.sigmas.to(x_t)[t.to(x_t.device)]
         dtype = base.get_dtype_inference()
         extra = {}
@@ -194,5 +210,5 @@ def preset_for(base: CheckpointBase) -> CustAnyConfig:
     family = next((name for name, layers in known.items() if all(have.get(k) == c for k, c in layers)), None)
     up = tuple((k, c) for k, c in base.layers if k.startswith("output."))
     heads = 64 if all(c % 64 == 0 for _, c in up) else 32
-    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), known.get(family, up), head_dim=heads,
+    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), known[family] if family else up, head_dim=heads,
                          grid=sizes[0] // configs[0].patch, resolutions=tuple(sizes), base=family or "custom").check()

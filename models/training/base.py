@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,22 @@ class Base(Protocol):
 class Source(Protocol):
     """Where batches come from. All chance comes from the generator, else a resumed run would differ.
 
-    A source with a position may have state_dict() -> JSON data and load_state_dict(data).
+    A source with a position is `Positioned` too.
     """
 
     def batch(self, n: int, generator: torch.Generator) -> Batch:
         """n samples."""
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """A source whose place in its data belongs to the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place as JSON data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
 
 
 class Task(Protocol):

@@ -69,13 +69,13 @@ def load(out_dir: Path) -> Checkpoint | None:
             if (folder / name).stat().st_size != size:
                 raise LikenessError(f"The checkpoint in {folder} is damaged: {name} should hold {size} "
                                     "bytes. Restore it from a copy or start in another folder.")
-        parts = [files.load(folder / f"{name}.safetensors")[0] for name in PARTS]
+        weights, ema, optimizer = (files.load(folder / f"{name}.safetensors")[0] for name in PARTS)
     except LikenessError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LikenessError(f"The checkpoint in {folder} cannot be read ({error}); restore it from a copy or "
                             "start in another folder.") from error
-    return Checkpoint(*parts, state)
+    return Checkpoint(weights, ema, optimizer, state)
 
 
 def pack_rng(generator: torch.Generator) -> str:

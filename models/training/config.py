@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..common.errors import LikenessError
 
@@ -118,7 +119,7 @@ class TrainConfig:
                 if name not in RESUMABLE and getattr(other, name) != getattr(self, name)]
 
 
-def _as(kind: type, name: str, value: object) -> object:
+def _as(kind: type, name: str, value: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is float and number:
         return float(value)

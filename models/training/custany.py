@@ -89,8 +89,8 @@ class CustAnyTask:
         limits = draw.new_tensor([getattr(self.train, name) for name in DROPS])
         text, reference, both, no_global, no_local = (draw < limits).unbind(1)
         keep_text, keep_reference = ~(text | both), ~(reference | both)
-        on = (keep_text, keep_text & keep_reference & ~no_global, keep_reference & ~no_local)
-        return tuple(switch.float() for switch in on)
+        word_on, local_on = keep_text & keep_reference & ~no_global, keep_reference & ~no_local
+        return keep_text.float(), word_on.float(), local_on.float()
 
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         """Both passes with the same noise, timestep and target; gradients are added to the trained modules.
@@ -157,7 +157,8 @@ class CustAnyTask:
         features = batch.features
         if features is None:
             features = self.base.features(_pixels(batch.reference, "reference").to(self.base.device))
-        return [tuple(part.to(self.base.device).float() for part in pair) for pair in features]
+        device = self.base.device
+        return [(cls.to(device).float(), patches.to(device).float()) for cls, patches in features]
 
     @torch.no_grad()
     def _embeds(self, batch: Batch) -> Tensor:
@@ -171,7 +172,7 @@ class CustAnyTask:
         numbers = torch.stack([value.float() for value in parts.values()]).tolist()
         values = dict(zip(parts, numbers, strict=True))
         values = {name: values.get(name, 0.0) for name in self.columns[1:]}
-        total = losses.total(*(values[name] for name in LOSSES), self.train.loss_weights)
+        total = losses.total(values["normal"], values["decouple"], values["contrast"], self.train.loss_weights)
         if values["cosine"] < COLLAPSE and not self.warned:
             logger.warning("The subject's word and the decoupled embedding have become opposites (cosine "
                            "%.3f): the contrast loss outweighs the likeness. Lower weight_contrast or use "

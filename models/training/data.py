@@ -122,7 +122,7 @@ class FolderData:
     def _load(self, row: Row) -> tuple[Tensor, Tensor]:
         """Reference (3, r, r) and target (3, s, s) as bytes."""
         try:
-            image, mask, target = _read(row.reference), row.mask and _read_mask(row.mask), _read(row.target)
+            image, mask, target = _read(row.reference), _read_mask(row.mask) if row.mask else None, _read(row.target)
         except (OSError, ValueError) as error:
             raise LikenessError(f"Line {row.line} of metadata.jsonl: a picture cannot be read ({error}); "
                                 "mend it or take the line out.") from error

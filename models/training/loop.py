@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from . import checkpoint
-from .base import Source, Task
+from .base import Positioned, Source, Task
+from .checkpoint import Checkpoint
 from .config import TrainConfig
 
 logger = logging.getLogger("likeness")
@@ -39,7 +42,8 @@ def train(task: Task, cfg: TrainConfig, source: Source, out_dir: str | Path, *,
 
     A run found in out_dir goes on from its last checkpoint, bit for bit on a CPU. log gets one row a step.
     metadata: command, dataset_license, pack_version and more. Raises LikenessError for a loss or
-    gradient that is not a number (the checkpoint stays) and for settings other than the run's.
+    gradient that is not a number (the checkpoint stays) and for settings other than the run's, and
+    KeyboardInterrupt after Ctrl-C, when the step is done and its checkpoint written.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,8 +57,10 @@ def train(task: Task, cfg: TrainConfig, source: Source, out_dir: str | Path, *,
     last_save = run.step if saved is not None else None
     started = time.perf_counter() - run.seconds
     stopped = False
+    interrupt = Interrupt()
     try:
-        while run.step < cfg.steps and not stopped:
+        interrupt.listen()
+        while run.step < cfg.steps and not stopped and not interrupt.asked:
             row = run.advance()
             run.seconds = time.perf_counter() - started
             row["seconds"] = round(run.seconds, 3)
@@ -67,13 +73,43 @@ def train(task: Task, cfg: TrainConfig, source: Source, out_dir: str | Path, *,
             if run.step % cfg.save_every == 0 and run.step < cfg.steps:
                 checkpoint.save(out, run.checkpoint(table.flush()))
                 last_save = run.step
+        if last_save != run.step:
+            checkpoint.save(out, run.checkpoint(table.flush()))
+        if interrupt.asked and run.step < cfg.steps:
+            logger.warning("Training was stopped at step %d of %d and its checkpoint is saved in %s; the same command goes "
+                           "on from there.", run.step, cfg.steps, out)
+            raise KeyboardInterrupt
     finally:
         table.flush()
-    if last_save != run.step:
-        checkpoint.save(out, run.checkpoint(table.flush()))
+        interrupt.end()
     path = out / "adapter.safetensors"
     task.export(path, run.ema_state(), run.metadata() | (metadata or {}))
     return TrainResult(run.step, run.step >= cfg.steps, run.seconds, run.losses(), path)
+
+
+class Interrupt:
+    """Ctrl-C waits for the end of a step: half a step is a state that no run could go on from. A second one does not."""
+
+    def __init__(self) -> None:
+        self.asked = self.listening = False
+
+    def listen(self) -> None:
+        """Takes Ctrl-C over, unless it is someone else's already; signals belong to the main thread."""
+        if threading.current_thread() is threading.main_thread() and (
+                signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+            signal.signal(signal.SIGINT, self._note)
+            self.listening = True
+
+    def end(self) -> None:
+        """Gives it back."""
+        if self.listening:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.listening = False
+
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class Run:
@@ -86,11 +122,11 @@ class Run:
         self.window: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.names = [f"{prefix}.{name}" for prefix, module in task.modules().items()
                       for name, _ in module.named_parameters()]
-        self.params = [p for module in task.modules().values() for p in module.parameters()]
+        self.params: list[Tensor] = [p for module in task.modules().values() for p in module.parameters()]
         self.ema = [p.detach().clone() for p in self.params]
         # Decay pulls matrices only: norms, biases and gates have no reason to go to zero.
-        groups = [{"params": [p for p in self.params if p.ndim > 1]},
-                  {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.params if p.ndim > 1]},
+                                        {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0}]
         # Fused on the CPU, where it keeps a small adapter's step cheap; elsewhere the ordinary choice.
         on_cpu = all(p.device.type == "cpu" for p in self.params)
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=cfg.lr,
@@ -153,18 +189,18 @@ class Run:
         """Module -> its state dict."""
         return {prefix: module.state_dict() for prefix, module in self.task.modules().items()}
 
-    def checkpoint(self, csv_bytes: int) -> checkpoint.Checkpoint:
+    def checkpoint(self, csv_bytes: int) -> Checkpoint:
         """The whole state; csv_bytes is the length of the loss table at this step."""
         optimizer = {f"{name}/{key}": value for name, p in zip(self.names, self.params, strict=True)
                      for key, value in self.optimizer.state.get(p, {}).items()}
-        position = self.source.state_dict() if hasattr(self.source, "state_dict") else None
+        position = self.source.state_dict() if isinstance(self.source, Positioned) else None
         state: dict[str, Any] = {
             "step": self.step, "seconds": self.seconds, "csv_bytes": csv_bytes, "source": position,
             "generator": checkpoint.pack_rng(self.generator), "window": list(self.window),
             "config": json.loads(self.cfg.to_json())}
-        return checkpoint.Checkpoint(_flat(self.weights()), _flat(self.ema_state()), optimizer, state)
+        return Checkpoint(_flat(self.weights()), _flat(self.ema_state()), optimizer, state)
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Take over a saved run; raises LikenessError when it is another one."""
         changed = self.cfg.differences(TrainConfig.from_json(json.dumps(saved.state["config"])))
         if changed:
@@ -190,6 +226,7 @@ class Run:
                                            for key, value in moments[name].items()}
         self.generator.set_state(checkpoint.unpack_rng(saved.state["generator"]))
         if saved.state["source"] is not None:
+            assert isinstance(self.source, Positioned)
             self.source.load_state_dict(saved.state["source"])
         self.window.extend(saved.state["window"])
         self.step, self.seconds = saved.state["step"], saved.state["seconds"]
@@ -203,7 +240,8 @@ class LossTable:
     """A CSV that is appended to in blocks and cut back to its length at the checkpoint when a run goes on."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], resume_at: int | None):
-        self.path, self.columns, self.rows = path, columns, []
+        self.path, self.columns = path, columns
+        self.rows: list[str] = []
         if resume_at and path.is_file() and path.stat().st_size >= resume_at:
             with open(path, "r+b") as file:
                 file.truncate(resume_at)

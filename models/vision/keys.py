@@ -111,6 +111,11 @@ def _family(shapes: dict[str, tuple[int, ...]], cls: bool) -> str:
     return "mae"
 
 
+def has_mae_parts(names: Iterable[str]) -> bool:
+    """Whether an MAE's decoder or mask token stands beside the encoder; releases of the encoder alone have neither."""
+    return any(part in name for name in names for part in ("decoder_", "decoder.", "mask_token"))
+
+
 def _activation(family: str, style: str, width: int, depth: int, patch: int) -> str:
     if family == "clip":  # LAION's H and bigG have the exact GELU, OpenAI's models the quick one
         return "gelu" if (width, depth) in ((1280, 32), (1664, 48)) else "quick_gelu"

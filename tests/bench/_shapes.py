@@ -1,9 +1,16 @@
 """True SD1.5 and SDXL networks with random weights: what one step costs with and without the injection."""
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from typing import Any
+
+import psutil
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd15": {"model_channels": 320, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "num_heads": 8,
@@ -16,6 +23,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
              "use_linear_in_transformer": True, "adm_in_channels": 2816, "num_classes": "sequential"},
 }
 SIZES = {"sd15": 64, "sdxl": 128}
+
+
+def peak_ram() -> float:
+    """The most memory that this process ever held, in GiB."""
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset / 2 ** 30
+    # kilobytes, but bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
 def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
@@ -64,5 +79,4 @@ def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
         for _ in range(2 if family == "sd15" else 1):
             injected.append(run(options))
             plain.append(run({}))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-    return min(plain), min(injected), peak
+    return min(plain), min(injected), peak_ram()

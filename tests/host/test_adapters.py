@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import mini
-from host.support import adapter_state, base, comfy, config_for, draw, folder, miniature, prompt
+from host.support import adapter_state, base, comfy, config_for, draw, folder, injected, miniature, plain, prompt, sample
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.custany.config import to_metadata
@@ -70,8 +70,10 @@ BAD = {
     "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-LFS"),
     "nothing.safetensors": (b"", "is empty"),
     "noise.safetensors": (bytes(range(256)) * 4, "not a safetensors file"),
-    "page.bin": (b"<!DOCTYPE html><html></html>", "cannot be read as weights"),
-    "nothing.pt": (b"", "empty"),
+    "page.bin": (b"<!DOCTYPE html><html></html>", "web page"),
+    "pointer.PT": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-LFS"),
+    "NOISE.SafeTensors": (bytes(range(256)) * 4, "not a safetensors file"),
+    "nothing.pt": (b"", "is empty"),
     "trap.pt": (pickle.dumps({"state_dict": Trap()}), "cannot be read as weights"),
     "trap.safetensors": (pickle.dumps({"state_dict": Trap()}, protocol=2), "PyTorch file"),
     "list.pth": (None, "cannot be read as weights"),
@@ -98,7 +100,7 @@ def test_files_that_are_no_weights(name, what, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     for name in ("gone.safetensors", "gone.pt"):
         for load in (adapters.load_adapter, encoders.load_encoder):
-            with pytest.raises(LikenessError, match=f"{name}.*(does not exist|missing)"):
+            with pytest.raises(LikenessError, match=f"{name} does not exist"):
                 load(tmp_path / name)
         assert encoders.describe(tmp_path / name) is None
 
@@ -180,6 +182,37 @@ def test_match_goes_by_keys_and_prefers_the_right_hash(tmp_path):
     assert not (folder() / "sprung").exists()
 
 
+def test_pickles_are_read_only_while_something_is_missing(tmp_path, monkeypatch):
+    wanted, hashes = adapters.wanted_encoders(miniature() / mini.ADAPTER)
+    dino, mae = miniature() / mini.DINO, tmp_path / "a_mae.pt"
+    torch.save(mini.encoder_state("mae", 5), mae)
+    big = tmp_path / "b_clip_of_many_gigabytes.pt"
+    torch.save({"x": torch.zeros(3)}, big)
+    read, real = [], comfy.utils.load_torch_file
+    monkeypatch.setattr(comfy.utils, "load_torch_file", lambda path, **k: read.append(path) or real(path, **k))
+    assert encoders.match(wanted, hashes, [big, dino, miniature() / mini.MAE]) == [dino, miniature() / mini.MAE]
+    assert read == []
+    safe = tmp_path / "dino.SAFETENSORS"
+    safe.write_bytes(dino.read_bytes())
+    assert encoders.match(wanted[:1], (), [mae, big, safe]) == [safe] and read == []
+
+
+def test_a_file_that_says_mae_comes_before_one_that_could_be_a_plain_vit(tmp_path):
+    """The tensors of the encoder are the same; a decoder, a mask token or the metadata tell them apart."""
+    state = mini.encoder_state("mae", 5)
+    heads = {key: value for key, value in mini.encoder_metadata("mae").items() if key != "likeness.family"}
+    plain, told = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    files.save(plain, state, heads)
+    for more in ({"decoder_pos_embed": torch.zeros(1, 2, 2)}, {"decoder.mask_token": torch.zeros(1, 1, 2)}):
+        files.save(told, {**state, **more}, heads)
+        assert encoders.describe(plain) == encoders.describe(told) and encoders.describe(plain).family == "mae"
+        assert encoders.says_mae(told) and not encoders.says_mae(plain)
+        assert encoders.match((("mae", 48),), (), [plain, told]) == [told]
+        assert encoders.match((("mae", 48),), (files.sha256(plain),), [plain, told]) == [plain], "the hash is surer"
+    files.save(told, state, {**heads, "likeness.family": "mae"})
+    assert encoders.match((("mae", 48),), (), [plain, told]) == [told]
+
+
 def test_encoders_in_another_order_or_width_are_refused(loaded):
     adapter, pair = loaded
     pictures = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
@@ -189,6 +222,30 @@ def test_encoders_in_another_order_or_width_are_refused(loaded):
     with pytest.raises(LikenessError, match="the encoders are dinov2 48;"):
         adapters.extract(adapter, encoders.Encoders(pair.items[:1]), pictures, "concat", "s")
     assert pair.hash != swapped.hash
+
+
+# -- copies for other devices --------------------------------------------------------------------------
+def test_every_patcher_can_be_made_again(loaded):
+    """The host makes a copy for another graphics card, or one without dynamic memory, by the loader's factory."""
+    adapter, pair = loaded
+    model, clip, vae = base("mini")
+    for patcher in (adapter.patcher, *(item.patcher for item in pair.items), model, clip.patcher, vae.patcher):
+        before = {key: value.clone() for key, value in patcher.model.state_dict().items()}
+        for copy in (patcher.clone(force_deepcopy=True), patcher.deepclone_multigpu()):
+            again = copy.model.state_dict()
+            assert copy.model is not patcher.model and set(again) == set(before)
+            assert all(torch.equal(again[key], value) for key, value in before.items())
+            assert all(again[key].data_ptr() != value.data_ptr() for key, value in patcher.model.state_dict().items()
+                       if value.numel())
+
+
+def test_a_copied_model_carries_the_subject_too():
+    """The patch keeps the adapter under its own patcher, and its layers cast to where the rows are."""
+    done = injected("mini")
+    copy = done.model.deepclone_multigpu()
+    assert copy.model is not done.model.model
+    one, two = (sample(m, done.positive, done.negative, kind="mini") for m in (done.model, copy))
+    assert torch.equal(one, two) and not torch.equal(one, plain("mini"))
 
 
 # -- tokens --------------------------------------------------------------------------------------------

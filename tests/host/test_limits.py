@@ -73,6 +73,30 @@ def test_one_mask_a_latent():
         assert changed[row, :, :2].all() == left and changed[row, :, 2:].all() == (not left), row
 
 
+@pytest.mark.parametrize(("batch", "chunks"), [(2, 1), (2, 2), (1, 3)])
+def test_more_masks_or_references_than_latents_are_refused(batch, chunks):
+    """What counts is the batch of latents, not the rows of all prompts together."""
+    x, ids = draw(1, batch * chunks, 16, 128), [(5,)] * (batch * chunks)
+    for patch, what in ((patch_for(mask=torch.ones(batch + 1, 4, 4))[0], "masks"),
+                        (patch_for(n=batch + 1, pairing="per latent")[0], "references")):
+        with pytest.raises(LikenessError, match=f"{batch + 1} {what}.*holds {batch} latent"):
+            call(patch, x, ids, chunks=chunks)
+        call(patch, x, ids, chunks=chunks, context_window=object())
+    for patch in (patch_for(mask=torch.ones(batch, 4, 4))[0], patch_for(n=batch, pairing="per latent")[0],
+                  patch_for(n=batch + 1)[0]):
+        call(patch, x, ids, chunks=chunks)
+
+
+def test_three_masks_on_two_latents_stop_the_sampler():
+    areas = core.ConditioningSetArea()
+    done = injected(mask=torch.ones(3, 8, 8))
+    placed = areas.append(done.positive, 32, 32, 8, 8, 1.0)[0]
+    for positive in (done.positive, placed):
+        with pytest.raises(LikenessError, match="3 masks and the batch holds 2 latents"):
+            sample(done.model, positive, done.negative, latent=latent_of("sd15", 2))
+        sample(done.model, positive, done.negative, latent=latent_of("sd15", 3))
+
+
 def test_area_and_mask_meet_at_the_right_place():
     """A row with an area sees only that part of the picture; the mask is over the whole of it."""
     mask = torch.zeros(64, 96)
@@ -147,6 +171,12 @@ def test_an_empty_mask_is_refused():
     for mask in (torch.zeros(1, 8, 8), torch.full((2, 4, 4), float("nan")), torch.full((4, 4), -1.0)):
         with pytest.raises(LikenessError, match="mask is empty"):
             inject_into(base("sd15")[0], mask=mask)
+
+
+def test_a_mask_without_the_local_level_is_told_to_have_no_effect():
+    mask = torch.ones(1, 8, 8)
+    assert "mask has no effect" in injected(mask=mask, strengths=Strengths(1.0, 0.0)).report
+    assert "no effect" not in injected(mask=mask).report + injected(strengths=Strengths(1.0, 0.0)).report
 
 
 def test_guidance_without_a_mask_stops_the_sampler():

@@ -97,6 +97,18 @@ def test_load_adapter_says_when_an_encoder_is_another_file(nodes, mini, filled):
     assert "z.safetensors" in text and "not the very file" not in text
 
 
+def test_load_adapter_warns_of_a_plain_vit(nodes, filled):
+    files = mini_module.pack("models.common.files")
+    state, metadata = mini_module.encoder_state("mae", 77), mini_module.encoder_metadata("mae")
+    plain = {key: value for key, value in metadata.items() if key != "likeness.family"}
+    files.save(filled.clip_vision / mini_module.MAE, state, plain)
+    assert "WARNING: a plain ViT" in node(nodes, "LoadAdapter", "any name.safetensors")[2]
+    files.save(filled.clip_vision / mini_module.MAE, {**state, "decoder_pos_embed": state["cls_token"]
+                                                      if "cls_token" in state else next(iter(state.values()))[:1]}, plain)
+    text = node(nodes, "LoadAdapter", "any name.safetensors")[2]
+    assert "not the very file" in text and "WARNING" not in text
+
+
 def test_no_model_files(nodes, folders):
     """Missing and empty folder: a choice that says so, and a sentence that names the folder."""
     from likeness.nodes import _paths

@@ -72,6 +72,8 @@ def changed(before: torch.Tensor, after: torch.Tensor) -> list[int]:
     ("a cat \\(tabby\\) on a mat", "cat (tabby)", (2, 3, 4, 5), (1.0,) * 4),
     ("a cat-like robot", "cat", (2,), (1.0,)),
     ("cat", "cat", (1,), (1.0,)),
+    ("a dog, a cat, and so on", " cat,", (5,), (1.0,)),
+    ("a cat.", "\"cat\"", (2,), (1.0,)),
 ])
 def test_columns_and_weights(kind, text, word, columns, weights):
     conditioning, found, there = encode_prompt(base(kind)[1], text, word)
@@ -159,6 +161,10 @@ def test_a_missing_word():
         encode_prompt(clip, "three cats and a dog", "cat")
     with pytest.raises(LikenessError, match='"zebra" is not in the prompt "a dog".*write it'):
         encode_prompt(clip, "a dog", "zebra")
+    for sign in (",", " . ", "()"):
+        with pytest.raises(LikenessError, match="no letters"):
+            encode_prompt(clip, "a dog, (white).", sign)
+        assert encode_prompt(clip, "a dog, (white).", sign, on_missing="pass through")[2] is False
     for empty in ("", "  "):
         with pytest.raises(LikenessError, match="word is empty"):
             encode_prompt(clip, "a dog", empty)
@@ -335,16 +341,43 @@ def test_the_same_prompt_from_cores_own_node_is_accepted():
 
 
 # -- the optional CONDITIONING input -------------------------------------------------------------------
-def test_looking_up_in_a_prompt_of_another_node(monkeypatch):
+def test_looking_up_in_a_prompt_of_another_node():
     clip = base("sd15")[1]
     stock = encode("sd15", PROMPT)
     stock = [[stock[0][0] * 1.5, {**stock[0][1], "kept": 1}]]  # an encoder with rules of its own
-    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", None)  # nothing may be encoded
     conditioning, found, there = encode_prompt(clip, PROMPT, "cat", conditioning=stock)
     assert there and conditioning[0][0] is stock[0][0] and conditioning[0][1]["kept"] == 1
     assert HASH_KEY not in stock[0][1] and conditioning[0][1][HASH_KEY] == found.prompt_hash
     assert torch.equal(found.rows, stock[0][0][0, [5]]) and found.rows is not stock[0][0]
     assert changed(stock[0][0], into(conditioning, found).positive[0][0]) == [5]
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("text", ["a dog in the snow", "robot", "", f"{filler(20)}"])
+def test_looking_up_in_a_prompt_of_another_text_is_refused(kind, text):
+    """It has as many rows, and nothing in it says which text it was."""
+    clip, stock = base(kind)[1], encode(kind, text)
+    with pytest.raises(LikenessError, match="another text than") as caught:
+        encode_prompt(clip, PROMPT, "cat", conditioning=stock)
+    assert PROMPT in str(caught.value)
+    # beside the right one it stays without our hash, so that nothing is injected into it
+    conditioning, found, _ = encode_prompt(clip, PROMPT, "cat", conditioning=[*stock, *encode(kind, PROMPT)])
+    assert HASH_KEY not in conditioning[0][1] and conditioning[1][1][HASH_KEY] == found.prompt_hash
+    assert torch.equal(found.rows, encode(kind, PROMPT)[0][0][0, [5]])
+    assert not encode_prompt(clip, PROMPT, "zebra", conditioning=stock, on_missing="pass through")[2]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_variants_of_the_same_text_are_accepted(kind):
+    """Prompt weights of another scheme, rows of another layer, a scale: the word stands there all the same."""
+    clip = base(kind)[1]
+    skipped = clip.clone()
+    skipped.clip_layer(-2 if kind != "sdxl" else -1)
+    for other in (encode(kind, "a photo of a (cat:1.4) on the (beach:0.6)"), encode(kind, "a photo of a (cat:0.3) on the beach"),
+                  skipped.encode_from_tokens_scheduled(clip.tokenize(PROMPT))):
+        conditioning, found, there = encode_prompt(clip, PROMPT, "cat", conditioning=other)
+        assert there and conditioning[0][1][HASH_KEY] == found.prompt_hash
+        assert changed(other[0][0], into(conditioning, found, kind).positive[0][0]) == [5]
 
 
 def test_looking_up_in_a_concat_of_other_nodes():

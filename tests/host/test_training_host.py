@@ -10,6 +10,7 @@ import torch
 from harness import mini, tiny
 from host.support import adapter_state, by_hand, comfy, draw, folder, miniature, sample
 from host.support import base as support_base
+from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.custany.config import CustAnyConfig, to_metadata
 from likeness.models.custany.layers import replace_word
@@ -225,3 +226,80 @@ def test_the_miniature_as_a_base():
     assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
     host_rows = clip.encode_from_tokens_scheduled(clip.tokenize("a cat on beach"))[0][0]
     assert torch.allclose(host_rows, rows[:1], atol=5e-3), "fp16 rounding of the host's text encoder is all that may differ"
+
+
+def test_the_network_is_made_ready_for_every_step(monkeypatch):
+    """The text encoder, the encoders and the first stage run between two steps and may have pushed it out."""
+    base = loaded("sd15")
+    asked: list[tuple[list, int]] = []
+    real = training_base.ready
+    monkeypatch.setattr(training_base, "ready", lambda models, memory: asked.append((models, memory)) or real(models, memory))
+    rows, _, _ = base.encode_text(CAPTIONS, WORDS)
+    comfy.model_management.unload_all_models()
+    with torch.no_grad():
+        for side, batch in ((8, 1), (8, 2), (16, 2)):
+            base.denoise(draw(1, batch, 4, side, side), torch.tensor([5] * batch), rows[:batch])
+    assert [models for models, _ in asked] == [[base.model]] * 3
+    one, two, large = (memory for _, memory in asked)
+    assert two == 2 * one and 3.5 * two < large <= 4 * two
+
+
+def test_activations_of_the_real_sizes():
+    """SD1.5 at 512 and SDXL at 1024 in half precision, the way up alone: grids halve where channels double."""
+    from likeness.models.custany.config import sd15_layers
+    need = training_base.activation_bytes(sd15_layers(), 320, (1, 4, 64, 64), torch.float16)
+    assert 0.4 < need / 2 ** 30 < 1
+    up = [(f"output.{block}.{index}", channels) for block in range(6) for channels, depth in
+          ((1280, 10) if block < 3 else (640, 2),) for index in range(depth)]
+    assert 4 < training_base.activation_bytes(up, 320, (1, 4, 128, 128), torch.float16) / 2 ** 30 < 6
+
+
+def test_lessons_of_other_weights_are_drawn_anew(tmp_path, monkeypatch):
+    """Kept features belong to one base and its encoders; half a file left by a kill is no file."""
+    from likeness.models.demo import lessons
+    from likeness.nodes import training_cli
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for target, name in (("base", mini.BASE), ("dino", mini.DINO), ("mae", mini.MAE)):
+        (weights / f"{target}.safetensors").write_bytes((miniature() / name).read_bytes())
+    drawn, real = [], lessons.prepare
+    monkeypatch.setattr(lessons, "prepare", lambda *args: drawn.append(args[0]) or real(*args))
+
+    def run(out: str, **settings: Any) -> list[str]:
+        training_cli.train_miniature(tmp_path / out, weights, "test", **{"pairs": 4, "steps": 1, "batch": 2, **settings})
+        return sorted(path.name for path in (tmp_path / out).glob("lessons_*"))
+    first = run("one")
+    assert len(first) == 1 and first[0].endswith(".pt") and drawn == [4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "weights"], "nothing lies beside the folder of the run"
+    (tmp_path / "one" / f"{first[0]}.part").write_bytes(b"half")
+    run("one", steps=2)
+    assert drawn == [4]
+    (tmp_path / "one" / f"{first[0]}.part").unlink()
+    state, metadata = files.load(weights / "mae.safetensors")
+    files.save(weights / "mae.safetensors", {key: value + 0.01 for key, value in state.items()}, metadata)
+    run("two")
+    assert drawn == [4, 4] and run("two", steps=2) != first
+
+    def killed(value: Any, path: Any) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", killed)
+        run("three")
+    assert [path.name.endswith(".part") for path in (tmp_path / "three").iterdir()] == [True]
+    run("three")
+    assert drawn == [4] * 4
+
+
+def test_parts_of_the_miniature_are_kept_by_their_recipe(tmp_path):
+    from likeness.models.demo.recipe import Recipe
+    recipe, made = Recipe(tmp_path, tmp_path, "test", lambda _: None), []
+
+    def make() -> torch.nn.Module:
+        made.append(1)
+        return torch.nn.Linear(2, 2)
+    module, _ = recipe._kept("part", torch.nn.Linear(2, 2), make, 100)
+    again, _ = recipe._kept("part", torch.nn.Linear(2, 2), make, 100)
+    assert len(made) == 1 and torch.equal(module.weight, again.weight)
+    recipe._kept("part", torch.nn.Linear(2, 2), make, 200)
+    assert len(made) == 2 and not list(tmp_path.glob("*.part"))

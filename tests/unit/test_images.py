@@ -16,7 +16,6 @@ from likeness.models.common.images import (
     resize,
     split_alpha,
     to_chw,
-    to_hwc,
     to_rgb,
 )
 
@@ -111,11 +110,10 @@ def test_any_picture_becomes_rgb(batch, height, width, channels, dtype):
     assert 0 <= rgb.min() and rgb.max() <= 1 and torch.equal(image, before)
 
 
-def test_layouts_are_inverse():
+def test_layout():
     image = picture(2, 4, 5, 3)
     assert to_chw(image).shape == (2, 3, 4, 5) and to_chw(image).is_contiguous()
     assert to_chw(image)[1, 2, 3, 4] == image[1, 3, 4, 2]
-    assert torch.equal(to_hwc(to_chw(image)), image) and to_hwc(to_chw(image)).is_contiguous()
 
 
 @settings(max_examples=30, deadline=None)

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -70,6 +71,39 @@ def test_resume_equals_no_interruption(tmp_path):
     result = start(tmp_path / "parts", save_every=100)
     assert (result.step, result.finished) == (8, True) and len(rows(tmp_path / "parts")) == 8
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_ctrl_c_saves_and_goes_on_as_if_nothing_had_been(tmp_path, caplog):
+    """Pressed in the middle of step 6, between two checkpoints: the step is finished, saved and said."""
+    class Pressing(ToySource):
+        def batch(self, n, generator):
+            if self.count == 5:
+                signal.raise_signal(signal.SIGINT)
+            return super().batch(n, generator)
+
+    before = signal.getsignal(signal.SIGINT)
+    start(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "parts", Pressing())
+    assert "stopped at step 6 of 8" in caplog.text and signal.getsignal(signal.SIGINT) is before
+    assert len(rows(tmp_path / "parts")) == 6 and checkpoint.load(tmp_path / "parts").state["step"] == 6
+    start(tmp_path / "parts")
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    class Pressing(ToySource):
+        def batch(self, n, generator):
+            if self.count == 5:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("went on")
+            return super().batch(n, generator)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, Pressing())
+    assert checkpoint.load(tmp_path).state["step"] == 4 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
