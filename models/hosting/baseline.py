@@ -74,7 +74,7 @@ class _NullText(comfy.samplers.Sampler):
         self.end = inversion.anchors[0]
 
     def sample(self, model_wrap: EnhancerGuider, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
+               latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
         inversion, options = self.inversion, extra_args["model_options"]
         levels = inversion.levels.clone().to(latent_image.device)
         length, batch = len(levels) - 1, inversion.shape[0]

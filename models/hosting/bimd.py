@@ -31,7 +31,7 @@ class BiMDSampler(comfy.samplers.Sampler):
         self.inversion, self.flows, self.accept, self.evaluate_all = inversion, flows, accept_mismatch, evaluate_all
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
+               latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
         inversion, flows = self.inversion, self.flows
         x = latent_image.float()
         self._check(model_wrap, sigmas, tuple(x.shape))

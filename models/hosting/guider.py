@@ -117,7 +117,7 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         branches = self.denoised(x, sigma, slots, model_options, null)
         if whole and len(rows) == 1:
             return branches[rows[0][0].slot]
-        free = 0.0 if whole else branches[FREE]
+        free = torch.zeros((), device=x.device) if whole else branches[FREE]
         out = free
         for item, weights in rows:
             share = x.new_tensor(weights).view(-1, *[1] * (x.ndim - 1))

@@ -103,7 +103,7 @@ class Recorder(comfy.samplers.Sampler):
         self.result: dict[str, Any] = {}
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
+               latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
         branches = Branches(model_wrap, extra_args["model_options"], extra_args.get("seed"))
         x, settings = latent_image.float(), self.settings
         levels, sampling = self.levels.to(x.device), model_wrap.inner_model.model_sampling
@@ -196,7 +196,7 @@ def _guided_levels(anchors: list[Tensor], levels: Tensor, known: dict[int, Tenso
         cond, uncond = branches.pair(here, levels[i:stop + 1].repeat_interleave(x.shape[0]), len(span), have)
         for n, k in enumerate(span):
             rows = slice(n * x.shape[0], (n + 1) * x.shape[0])
-            mine = known.pop(k).to(x.device) if have else cond[rows]
+            mine = known.pop(k).to(x.device) if cond is None else cond[rows]
             denoised = branches.combine(here[rows], levels[k], mine, uncond[rows])
             progress(denoised, here[rows])
             yield k, denoised

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,10 @@ def load_inversion(path: str | os.PathLike[str]) -> Inversion:
                             f"reads up to {INVERSION_VERSION}; update the pack.")
     tensors, _ = files.load(path)
     try:
+        held: dict[str, Any] = {key: tensors[key].float() for key in _TENSORS if key != "nulls"}
+        held |= {key: int(said[key]) for key in _WHOLE} | {key: said[key] for key in _TEXT}
         inversion = Inversion(
-            **{key: tensors[key].float() for key in _TENSORS if key != "nulls"}, **{key: int(said[key]) for key in _WHOLE},
-            **{key: said[key] for key in _TEXT}, cfg=float(said["cfg"]), closed=said["closed"] == "True",
+            **held, cfg=float(said["cfg"]), closed=said["closed"] == "True",
             drift=float(said["drift"]) if "drift" in said else None,
             nulls=tensors["nulls"].float() if "nulls" in tensors else None, version=int(version))
         _check(inversion)
