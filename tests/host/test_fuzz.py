@@ -165,6 +165,7 @@ def test_saved_subjects(data, mini, tmp_path_factory):
     except LikenessError as error:
         return own_sentence(error)
     assert report and subject.pictures > 0
+    assert all(bool(torch.isfinite(t).all()) for _, t in subject.tokens)
     assert adapters.project(subject, [mini.adapter.config.layers[0][0]])
 
 
