@@ -1,7 +1,7 @@
 """Shared fixtures. The pack is loaded once as package `likeness`; its root never stands on sys.path.
 
 tests/unit needs nothing but torch; tests/host gets the host's modules in this process (fixture `host`);
-tests/workflows talks to a real server (fixture `server`).
+tests/workflows talks to a real server (fixture `server`); tests/browser opens its page in Chromium.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts us in the background makes us and every child deaf to Ctrl-C; some tests press it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TIERS = ("unit", "host", "workflows")
+TIERS = ("unit", "host", "workflows", "browser")
 pack.load_pack()
 
 

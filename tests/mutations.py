@@ -23,6 +23,10 @@ STEPS = (f"{HOST}training_host.py::test_the_network_is_made_ready_for_every_step
          f"{HOST}training_host.py::test_lessons_of_other_weights_are_drawn_anew")
 LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_nothing_had_been",)
 UNIT_MASKS = ("tests/unit/test_masks.py",)
+FUZZ = tuple(f"{HOST}fuzz.py::test_{name}" for name in ("metadata_of_adapters", "saved_subjects", "masks"))
+KILLED = (f"{HOST}killed.py",)
+PICKLES = (f"{HOST}adapters.py::test_files_that_are_no_weights",)
+CHANGED = (f"{HOST}nodes_subject.py::test_a_changed_file_is_read_again",)
 
 MUTATIONS = [
     # -- stamps: who is a row
@@ -104,6 +108,20 @@ MUTATIONS = [
     Mutation("encoders in any order", HOSTING + "adapters.py", "    if got != wanted:\n",
              "    if sorted(got) != sorted(wanted):\n", FILES),
     Mutation("average keeps every reference", HOSTING + "adapters.py", 'if combine == "average":', "if False:", FILES),
+    # -- faults: damaged, killed, hostile, replaced
+    Mutation("a damaged list of encoders comes through as Python's own error", HOSTING + "adapters.py",
+             "except (ValueError, TypeError, RecursionError) as error:", "except RecursionError as error:", FUZZ),
+    Mutation("a saved subject may hold infinity", HOSTING + "subjects.py",
+             "t.shape[2] == width and bool(torch.isfinite(t).all())", "t.shape[2] == width", FUZZ),
+    Mutation("nan in a mask stays", COMMON + "masks.py", "torch.nan_to_num(mask).clamp(0, 1)", "mask.clamp(0, 1)", FUZZ),
+    Mutation("a half file has the ending of a model", COMMON + "files.py",
+             'f".{path.name}.{uuid.uuid4().hex}.tmp"', 'f"{uuid.uuid4().hex}.{path.name}"', KILLED),
+    Mutation("a file is written where the old one lies", COMMON + "files.py",
+             "save_file(_ready(tensors), temporary, metadata", "save_file(_ready(tensors), path, metadata", KILLED),
+    Mutation("pickles are executed", HOSTING + "encoders.py",
+             "return unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}",
+             "return unwrap(torch.load(str(path), weights_only=False)), {}", PICKLES),
+    Mutation("a replaced file is not noticed", "nodes/_paths.py", "{stat.st_mtime_ns}:{stat.st_size}", "there", CHANGED),
     # -- the miniature
     Mutation("the vocabulary is shifted by a row", HOSTING + "demo.py", "table[token] = small[row + 3]",
              "table[token] = small[row + 2]", DEMO),

@@ -87,10 +87,17 @@ def _patcher(state: Mapping[str, Tensor], config: CustAnyConfig, disable_dynamic
 def wanted_encoders(path: str | Path) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
     """(family, width) of the encoders that an adapter file was trained with, and their hashes where it names them."""
     metadata = files.read_header(path).metadata if files.is_safetensors(path) else {}
-    config = from_metadata(metadata)
-    entries = json.loads(metadata.get("encoders", "[]"))
-    hashes = tuple(str(e.get("sha256", "")) if isinstance(e, dict) else "" for e in entries)
-    return config.encoders, hashes
+    return from_metadata(metadata).encoders, encoder_hashes(metadata)
+
+
+def encoder_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Hashes of the encoders in an adapter's training, "" where its file does not name one. Raises LikenessError."""
+    try:
+        entries = json.loads(metadata.get("encoders", "[]"))
+        return tuple(str(entry.get("sha256", "")) if isinstance(entry, dict) else "" for entry in list(entries))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LikenessError(f"The 'encoders' entry of this adapter cannot be read ({error}); download or train the file "
+                            "again.") from error
 
 
 def extract(adapter: Adapter, encoders: Encoders, pictures: Tensor, combine: str, source: str) -> Subject:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from ..common.masks import cut_out
 from ..common.records import SUBJECT_VERSION, Subject
 from ..common.reference import check_found, subject_mask
 from ..vision.preprocess import common_size
-from .adapters import Adapter, extract, picture_hash
+from .adapters import Adapter, encoder_hashes, extract, picture_hash
 from .encoders import Encoders
 
 FORMAT = "likeness.subject"
@@ -204,8 +203,7 @@ def _sound(tokens: dict[str, Tensor], adapter: Adapter) -> bool:
 
 def _named_hash(adapter: Adapter) -> str:
     """Encoders.hash of the encoders in the adapter's training, "" when its file does not name them all."""
-    entries = json.loads(dict(adapter.metadata).get("encoders", "[]"))
-    hashes = [str(entry.get("sha256", ""))[:16] if isinstance(entry, dict) else "" for entry in entries]
+    hashes = [digest[:16] for digest in encoder_hashes(dict(adapter.metadata))]
     return "+".join(hashes) if hashes and all(hashes) else ""
 
 

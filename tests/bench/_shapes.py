@@ -33,8 +33,30 @@ def peak_ram() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
-def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
-    """Seconds of a plain and of an injected step (two rows, the positive one with two references), peak RAM in GiB."""
+def reference_tokens(pictures: int, config: Any) -> tuple[Any, list[Any]]:
+    """Features of random pictures from DINOv2-L and MAE-L with random weights, and the two encoders, which stay in memory
+    as the host's cache keeps them."""
+    import torch
+
+    from likeness.models.vision.preprocess import preprocess
+    from likeness.models.vision.vit import ViT, VitConfig
+
+    large = {"style": "timm", "width": 1024, "depth": 24, "heads": 16, "mlp": 4096}
+    configs = (VitConfig("dinov2", patch=14, grid=37, layer_scale=True, **large), VitConfig("mae", patch=16, grid=14, **large))
+    features, encoders = [], []
+    for vit, size in zip(configs, config.resolutions, strict=True):
+        model = ViT(vit).eval().requires_grad_(False)
+        result = model(preprocess(torch.rand(pictures, size, size, 3), vit, size))
+        features.append((result.cls, result.patches))
+        encoders.append(model)
+    return features, encoders
+
+
+def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int = 0) -> tuple[float, float, float]:
+    """Seconds of a plain and of an injected step (two rows, the positive one with two references), peak RAM in GiB.
+
+    encoders: the references come from two vision encoders of their real size, not from random tokens.
+    """
     import comfy.ops
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -54,7 +76,11 @@ def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
         config = preset(family)
         adapter = CustAny(config)
         adapter.init_weights(torch.Generator().manual_seed(0))
+        kept: list[Any] = []
         local = torch.randn(2, 256, config.width)
+        if encoders:
+            features, kept = reference_tokens(2, config)
+            local = adapter.encode(features)[1]
         kv = tuple((key, *adapter.keys_values(key, local)) for key, _ in config.layers)
 
         class Holder:
@@ -76,7 +102,8 @@ def step_seconds(family: str, threads: int) -> tuple[float, float, float]:
 
         run(options, 16)  # the first run pays for memory that the system hands out
         plain, injected = [], []
-        for _ in range(2 if family == "sd15" else 1):
+        for _ in range(repeats or (2 if family == "sd15" else 1)):
             injected.append(run(options))
             plain.append(run({}))
+        del kept
     return min(plain), min(injected), peak_ram()

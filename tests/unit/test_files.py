@@ -138,6 +138,25 @@ def test_any_bytes_are_refused_or_read_but_never_crash(start, text, tmp_path_fac
             pass
 
 
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_a_damaged_header_is_refused_or_still_tells_the_truth(data, tmp_path_factory):
+    """Bytes of a good header changed at random: what passes can be loaded, and is as large as the header says."""
+    path = tmp_path_factory.mktemp("damaged") / "x.safetensors"
+    save(path, TENSORS, {"method": "custany"})
+    content = bytearray(path.read_bytes())
+    end = 8 + int.from_bytes(content[:8], "little")
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, end - 1), st.integers(0, 255)), min_size=1, max_size=4)):
+        content[place] = byte
+    path.write_bytes(content)
+    try:
+        header, (tensors, _) = read_header(path), load(path)
+    except LikenessError:
+        return
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        name: info.shape for name, info in header.tensors.items()}
+
+
 def test_sha256_of_several_blocks(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(content)

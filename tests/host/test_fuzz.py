@@ -1,0 +1,183 @@
+"""Anything an artist can plug in: the pack works, or says its own sentence, and nothing else ever comes out."""
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import mini as mini_module
+from host.support import base, inject_into, latent_of, run
+from likeness.models.common import files
+from likeness.models.common.errors import LikenessError
+from likeness.models.common.masks import as_mask
+from likeness.models.common.reference import prepare
+from likeness.models.hosting import adapters, subjects
+from likeness.models.hosting.prompt import encode_prompt, tokens_report
+
+FEW = settings(max_examples=25, deadline=None, derandomize=True,
+               suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+MANY = settings(FEW, max_examples=60)
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=6) | st.just(10 ** 30),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+                    max_leaves=6)
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.bool])
+
+
+def own_sentence(error: LikenessError) -> None:
+    text = str(error)
+    assert text and text[-1] in ".!?" and len(text.split()) > 4
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node():
+    with torch.inference_mode():
+        yield
+
+
+def numbers(data: Any, shape: tuple[int, ...], wild: bool = False) -> torch.Tensor:
+    """Noise of a drawn type; wild: out of range, with nan and infinity in it."""
+    dtype = data.draw(DTYPES)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    if dtype in (torch.uint8, torch.bool):
+        return (noise * (255 if dtype == torch.uint8 else 2)).to(dtype)
+    if wild and data.draw(st.booleans()) and noise.numel():
+        noise = noise * 6 - 3
+        noise.view(-1)[::3] = data.draw(st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+    return noise.to(dtype)
+
+
+side = st.integers(1, 40)
+
+
+def mask_shape(data: Any, batch: int, height: int, width: int) -> tuple[int, ...]:
+    b, h, w = data.draw(st.sampled_from([1, batch])), data.draw(side), data.draw(side)
+    if data.draw(st.booleans()):
+        h, w = height, width
+    return data.draw(st.sampled_from([(h, w), (b, h, w), (b, 1, h, w), (b, h, w, 1), (b + 1, h, w), (0, h, w), (h,)]))
+
+
+@MANY
+@given(data=st.data())
+def test_masks(data):
+    batch, height, width = data.draw(st.integers(1, 3)), data.draw(side), data.draw(side)
+    mask = numbers(data, mask_shape(data, batch, height, width), wild=True)
+    try:
+        out = as_mask(mask, batch, height, width)
+    except LikenessError as error:
+        return own_sentence(error)
+    assert out.shape == (batch, height, width) and out.dtype == torch.float32
+    assert bool(((out >= 0) & (out <= 1)).all())
+
+
+@FEW
+@given(data=st.data())
+def test_pictures(data, mini):
+    batch, height, width = data.draw(st.integers(1, 3)), data.draw(side), data.draw(side)
+    image = numbers(data, (batch, height, width, data.draw(st.sampled_from([1, 2, 3, 4]))))
+    mask = numbers(data, mask_shape(data, batch, height, width), wild=True) if data.draw(st.booleans()) else None
+    missing, margin = data.draw(st.sampled_from(["error", "pass through"])), data.draw(st.floats(0, 1))
+    try:
+        cut = prepare(image, mask, "subject on white", margin, data.draw(st.sampled_from([0, 8, 64])), missing)
+        combine = data.draw(st.sampled_from(adapters.PAIRINGS))
+        got = subjects.extract_from_picture(mini.adapter, mini.encoders, image, mask, combine, margin, missing)
+    except LikenessError as error:
+        return own_sentence(error)
+    assert cut.image.shape[0] == batch and cut.image.shape[1] == cut.image.shape[2] and len(cut.found) == batch
+    assert got.found == any(cut.found) and (got.subject.pictures > 0) == got.found
+    assert all(bool(torch.isfinite(t).all()) for _, t in got.subject.tokens) and torch.isfinite(got.picture).all()
+
+
+PIECES = st.sampled_from(["cat", "a", " ", "(", ")", "((", "))", "\\(", "\\)", "\\", ":1.2", ":", "[", "]", "{a|b}", "<lora:x:1>",
+                          "embedding:none", "\u72d0\u72f8", "\u00e9", "\U0001f98a", "\u200d", "\u0130", "\n", "\t", ",", "BREAK",
+                          "1.5)", "\u0000", "\u202e", "'", '"'])
+
+
+@pytest.mark.parametrize("kind", ["sd15", "mini"])
+@MANY
+@given(data=st.data())
+def test_prompts(kind, data):
+    text = "".join(data.draw(st.lists(PIECES | st.text(max_size=5), max_size=12)))
+    word = data.draw(st.sampled_from(["cat", text, text[:3], text[3:6]]) | st.text(max_size=6))
+    clip = base(kind)[1]
+    try:
+        conditioning, place, found = encode_prompt(clip, text, word, data.draw(st.integers(0, 3)), None,
+                                                   data.draw(st.sampled_from(["error", "pass through"])))
+    except LikenessError as error:
+        return own_sentence(error)
+    assert found == bool(place.columns) and tokens_report(place)
+    if found:
+        assert max(place.columns) < conditioning[0][0].shape[1]
+        assert torch.equal(place.rows, conditioning[0][0][0, list(place.columns)])
+
+
+@pytest.mark.parametrize("kind", ["sd15", "mini"])
+@FEW
+@given(before=st.lists(PIECES, max_size=5), after=st.lists(PIECES, max_size=5))
+def test_a_word_that_stands_alone_is_found_in_any_company(kind, before, after):
+    text = "".join(before) + " , duck , " + "".join(after)
+    assert encode_prompt(base(kind)[1], text, "duck", 0, None, "pass through")[2], text
+
+
+@MANY
+@given(data=st.data())
+def test_metadata_of_adapters(data, mini, tmp_path_factory):
+    state, metadata = adapter_parts(mini)
+    name, value = data.draw(st.sampled_from(sorted(metadata))), data.draw(JSON)
+    if name == "likeness.custany" and data.draw(st.booleans()):
+        fields = json.loads(metadata[name])
+        fields[data.draw(st.sampled_from(sorted(fields)))] = value
+        value = fields
+    metadata = {**metadata, name: json.dumps(value) if data.draw(st.booleans()) else data.draw(st.text(max_size=20))}
+    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    files.save(path, {"a": torch.zeros(1)}, metadata)
+    for ask in (lambda: adapters.wanted_encoders(path), lambda: adapters.make_adapter(state, metadata, "0" * 64, "fuzzed")):
+        try:
+            got = ask()
+        except LikenessError as error:
+            own_sentence(error)
+        else:
+            assert got
+
+
+def adapter_parts(mini: Any) -> tuple[dict, dict]:
+    return files.load(mini.folder / mini_module.ADAPTER)
+
+
+@MANY
+@given(data=st.data())
+def test_saved_subjects(data, mini, tmp_path_factory):
+    """A damaged subject is refused; what is taken can be injected."""
+    path = tmp_path_factory.getbasetemp() / "subject.safetensors"
+    width, few = mini.adapter.config.width, st.integers(0, 3)
+    shape = st.tuples(few, few, st.sampled_from([width, 1])) | st.tuples(few, few) | st.just((1, 2, width))
+    tokens = {name: numbers(data, data.draw(shape), wild=True) for name in ("global", "local") if data.draw(st.integers(0, 9))}
+    metadata = {"format": subjects.FORMAT, "format_version": "1", "method": "custany", "base": "miniature", "width": str(width),
+                "pairing": "all", "adapter_hash": mini.adapter.sha256, "encoder_hash": mini.encoders.hash, "pictures": "1"}
+    if data.draw(st.booleans()):
+        metadata[data.draw(st.sampled_from(sorted(metadata)))] = data.draw(st.text(max_size=8) | st.sampled_from(["2", "\u00b2"]))
+    files.save(path, tokens, metadata)
+    try:
+        subject, report = subjects.load_subject(path, mini.adapter, mini.encoders, data.draw(st.booleans()))
+    except LikenessError as error:
+        return own_sentence(error)
+    assert report and subject.pictures > 0
+    assert all(bool(torch.isfinite(t).all()) for _, t in subject.tokens)
+    assert adapters.project(subject, [mini.adapter.config.layers[0][0]])
+
+
+@settings(FEW, max_examples=12)
+@given(data=st.data())
+def test_sizes_of_pictures(data):
+    """Any latent with any mask samples to finite numbers."""
+    batch, height, width = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 11)), data.draw(st.integers(2, 11))
+    mask = numbers(data, (data.draw(st.integers(1, 4)), data.draw(side), data.draw(side)), wild=True)
+    try:
+        done = inject_into(base("sd15")[0], mask=mask)
+    except LikenessError as error:
+        return own_sentence(error)
+    out = run(done, latent=latent_of("sd15", batch, height, width), steps=1)
+    assert out.shape == (batch, 4, height, width) and bool(torch.isfinite(out).all())
