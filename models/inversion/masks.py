@@ -19,6 +19,7 @@ def fit_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
                             "mask.")
     count, batch = mask.shape[0], shape[0]
     mask = F.interpolate(mask, shape[-2:], mode="bilinear", antialias=mask.shape[-1] > shape[-1])
+    mask = torch.where(mask > 1 - 1e-6, 1.0, mask)  # the filter's weights sum up to a little less: a white mask must be none
     if len(shape) == 5:
         if count not in (shape[2], shape[2] * batch):
             raise LikenessError(f"The latent is a video of {shape[2]} frames, the MASK has {count}; give one mask a latent "
