@@ -163,8 +163,8 @@ def lora(model: Any, strength: float = 0.5, seed: int = 3) -> Any:
     out = model.clone()
     state = model.model.state_dict()
     names = [name for name in state if ".attn2.to_k.weight" in name]
-    patches = {name: (draw(seed, *state[name].shape) * strength,) for name in names}
-    assert out.add_patches(patches, 1.0)
+    patches = {name: (draw(seed, *state[name].shape),) for name in names}
+    assert out.add_patches(patches, strength)
     return out
 
 

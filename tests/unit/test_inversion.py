@@ -220,6 +220,12 @@ def test_masks_take_the_shape_of_the_latent():
     fitted = fit_mask(mask[None], (3, 4, 8, 8))
     assert fitted.shape == (1, 1, 8, 8) and fitted[0, 0, 0, 0] == 1.0 and fitted[0, 0, -1, 0] == 0.0
     assert torch.equal(fit_mask(torch.ones(1, 100, 60), (1, 4, 8, 8)), torch.ones(1, 1, 8, 8)), "a white mask is no mask"
+    hard = torch.zeros(1, 64, 128)
+    hard[:, 8:24, 64:] = 1.0
+    cells = torch.zeros(1, 1, 8, 16)
+    cells[..., 1:3, 8:] = 1.0
+    assert torch.equal(fit_mask(hard, (1, 4, 8, 16)), cells), "a hard mask on the borders of the cells stays hard"
+    assert torch.equal(fit_mask(hard[:, ::16, ::16], (1, 4, 4, 8)), hard[:, None, ::16, ::16])
     assert torch.equal(fit_mask(torch.ones(3, 1, 8, 8), (3, 4, 8, 8)), torch.ones(3, 1, 8, 8))
     assert fit_mask(torch.ones(5, 16, 16), (1, 4, 5, 8, 8)).shape == (1, 1, 5, 8, 8)
     assert fit_mask(torch.ones(10, 16, 16), (2, 4, 5, 8, 8)).shape == (2, 1, 5, 8, 8)
