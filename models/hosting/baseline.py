@@ -186,7 +186,7 @@ class _Apart(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         plain = [arg.as_subclass(Tensor) if isinstance(arg, _Apart) else arg for arg in args]
-        if func.__name__ == "__iadd__":
+        if func.__name__ in ("add_", "__iadd__"):
             return plain[0] + plain[1]
         with torch._C.DisableTorchFunctionSubclass():
             return func(*plain, **(kwargs or {}))
