@@ -1,6 +1,6 @@
 """Very small networks inside the host's own model classes, an independent counter, and runs in model space.
 
-`net("eps" | "v" | "flow")`: one UNet of two resolutions blocks with the latent formats of SD1.5, SDXL and SD3 (shifted).
+`net("eps" | "v" | "flow")`: a UNet of one resolution and two attentions, with the latent formats of SD1.5, SDXL and SD3 (shifted).
 What is cached here is shared by all tests: clone before you change anything.
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTH = 32
 FORMATS = {"eps": "SD15", "v": "SDXL", "flow": "SD3"}
 TYPES = {"eps": "EPS", "v": "V_PREDICTION", "flow": "FLOW"}
 UNET = {"image_size": 32, "use_spatial_transformer": True, "legacy": False, "model_channels": 32, "num_res_blocks": [1],
-        "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1], "transformer_depth_middle": 1,
+        "channel_mult": [1], "transformer_depth": [0], "transformer_depth_output": [0, 1], "transformer_depth_middle": 1,
         "context_dim": WIDTH, "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False,
         "num_heads": 4, "num_head_channels": -1, "dtype": torch.float32}
 
@@ -185,6 +185,6 @@ class TwoSlots:
 
     def on(self, model: Any) -> Any:
         model = model.clone()
-        for key in (("input", 1, 0), ("middle", 0, 0), ("output", 0, 0), ("output", 1, 0)):
+        for key in (("middle", 0, 0), ("output", 0, 0), ("output", 1, 0)):
             model.set_model_attn2_replace(self, *key)
         return model
