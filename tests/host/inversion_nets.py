@@ -1,6 +1,7 @@
 """Very small networks inside the host's own model classes, an independent counter, and runs in model space.
 
-`net("eps" | "v" | "flow")`: a UNet of one resolution and two attentions, with the latent formats of SD1.5, SDXL and SD3 (shifted).
+`net("eps" | "v" | "flow")`: a UNet of one resolution and two attentions, with the latent formats of SD1.5, SDXL and SD3
+(shifted).
 What is cached here is shared by all tests: clone before you change anything.
 """
 from __future__ import annotations
