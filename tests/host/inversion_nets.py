@@ -159,11 +159,11 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return 10 * math.log10(float((b.max() - b.min()) ** 2 / (a - b).square().mean()))
 
 
-def lora(model: Any, strength: float = 0.5, seed: int = 3) -> Any:
-    """A clone with other keys in its text attentions, as a LoRA leaves it."""
+def lora(model: Any, strength: float = 0.5, seed: int = 3, where: str = ".attn2.to_k.weight") -> Any:
+    """A clone with other weights in its text attentions, as a LoRA leaves it."""
     out = model.clone()
     state = model.model.state_dict()
-    names = [name for name in state if ".attn2.to_k.weight" in name]
+    names = [name for name in state if name.startswith("diffusion_model.") and where in name]
     patches = {name: (draw(seed, *state[name].shape),) for name in names}
     assert out.add_patches(patches, strength)
     return out

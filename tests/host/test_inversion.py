@@ -67,11 +67,11 @@ def test_real_layouts(kind):
     prompts = [encode(kind, words) for words in ("a cat in a room", "a room", "blurry")]
     who = guider(model, 3.0, *prompts)
     with counted(model) as seen:
-        inversion = recorded(who, 3, latent)
-    assert seen.rows == inversion.evaluations == 7
+        inversion = recorded(who, 2, latent)
+    assert seen.rows == inversion.evaluations == 5
     assert error(rebuilt(who, inversion, latent), inversion.anchors[0]) < 2e-3
-    same, _ = replayed(who, inversion, latent, Flows(start=3))
-    other, _ = replayed(who, inversion, latent, Flows(start=2))
+    same, _ = replayed(who, inversion, latent, Flows(start=2))
+    other, _ = replayed(who, inversion, latent, Flows(start=1))
     assert torch.equal(same, model.model.process_latent_out(model.model.process_latent_in(latent)))
     assert torch.isfinite(other).all() and error(other, latent) > 1e-3
 
@@ -219,11 +219,11 @@ def test_the_chunk_fits_into_memory(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_its_pictures(kind):
     latent, who = picture(kind, 3), guider(net(kind), 2.0)
-    together = recorded(who, 6, latent)
-    flows = Flows(start=2, forward=0.7)
+    together = recorded(who, 4, latent)
+    flows = Flows(start=1, forward=0.7)
     out, _ = replayed(who, together, latent, flows)
-    for n in range(3):
-        alone = recorded(who, 6, latent[n:n + 1])
+    for n in (0, 2):
+        alone = recorded(who, 4, latent[n:n + 1])
         assert error(alone.anchors, together.anchors[:, n:n + 1]) < 5e-4
         single, _ = replayed(who, alone, latent[n:n + 1], flows)
         assert error(single, out[n:n + 1]) < 1e-3
@@ -373,6 +373,7 @@ def test_the_fingerprint_is_the_models_own():
     assert model_hash(make("eps", seed=2)) == plain != model_hash(make("eps", seed=3))
     assert len({plain, model_hash(patched), model_hash(lora(model, 0.4)), model_hash(lora(model, seed=8))}) == 4
     assert model_hash(TwoSlots().on(model)) == plain
+    patched = lora(model, 0.1, where="weight")  # so that every value the hash looks at is another one while it is loaded
     with_lora = model_hash(patched)
     recorded(guider(patched), 2, picture("eps"))
     assert (model_hash(model), model_hash(patched)) == (plain, with_lora)
