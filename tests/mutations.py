@@ -34,7 +34,7 @@ BIMD = tuple(f"{HOST}bimd.py::test_{name}" for name in (
     "a_guidance_pass_fires_at_every_step", "free_model_keeps_the_options_apart", "guidance_functions_act_on_each_branch",
     "fusion_against_the_formula", "fusion_over_a_batch_is_a_path", "what_does_not_belong_together_is_refused"))
 NULL_TEXT = tuple(f"{HOST}baseline.py::test_{name}" for name in (
-    "null_text_comes_nearer_than_ddim", "null_text_leaves_nothing_behind"))
+    "null_text_comes_nearer_than_ddim", "null_text_leaves_nothing_behind", "null_text_beside_a_controlnet"))
 
 MUTATIONS = [
     # -- stamps: who is a row
@@ -160,6 +160,8 @@ MUTATIONS = [
              "repr((name, strength_model))", BELONGS),
     Mutation("guidance without cfg has no negative", HOSTING + "fingerprint.py",
              'or bool(guider.model_options.get("disable_cfg1_optimization", False))', "or False", BELONGS),
+    Mutation("another prediction is no mismatch", HOSTING + "bimd.py", "if predicts != inversion.prediction:", "if False:",
+             BELONGS),
     # -- inversion: replay and guider
     Mutation("a replay walks although it stands on the anchors", INVERSION + "replay.py",
              "if forward == 0.0 and copies and on_anchor:", "if False:", BIMD),
@@ -185,4 +187,6 @@ MUTATIONS = [
              "torch.stack(optimiser.nulls)", NULL_TEXT),
     Mutation("the network with gradients stays in the model", HOSTING + "baseline.py",
              "    finally:\n        model.diffusion_model = network", "    finally:\n        pass", NULL_TEXT),
+    Mutation("a control is added in place", HOSTING + "baseline.py", 'if func.__name__ in ("add_", "__iadd__"):', "if False:",
+             NULL_TEXT),
 ]
