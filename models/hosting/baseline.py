@@ -17,7 +17,6 @@ from ..common.errors import LikenessError
 from ..inversion.records import Inversion
 from ..inversion.report import psnr
 from ..inversion.steps import euler
-from .fingerprint import conditioning_hash
 from .guider import FREE, NEGATIVE, EnhancerGuider, enhancer_of
 from .memory import stop_if_asked, to_intermediate
 from .recorder import Settings, record
@@ -54,8 +53,7 @@ def record_null_text(guider: Any, sigmas: Tensor, latent: Tensor, inner: int = 1
     nulls = torch.stack(optimiser.nulls[::-1]) if optimiser.nulls else inversion.anchors.new_zeros(0, inversion.shape[0], 1, 1)
     result = inversion._replace(
         method="null-text", nulls=nulls, evaluations=inversion.evaluations + optimiser.forward,
-        calls=inversion.calls + optimiser.forward,
-        conditioning_hash=conditioning_hash(private.original_conds[FREE], private.original_conds[NEGATIVE]))
+        calls=inversion.calls + optimiser.forward)
     quality = psnr(optimiser.end, inversion.anchors[0])
     text = (f"null-text: {optimiser.forward} forward and {optimiser.backward} backward evaluations beside "
             f"{inversion.evaluations} of the inversion, {inner} inner steps, early stop {'on' if early_stop else 'off'}; "
@@ -175,4 +173,20 @@ class _StillControl:
 
     def get_control(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return self._control.get_control(*args, **kwargs)
+            found = self._control.get_control(*args, **kwargs)
+        if found is None:
+            return None
+        return {name: [row.as_subclass(_Apart) if isinstance(row, Tensor) else row for row in rows]
+                for name, rows in found.items()}
+
+
+class _Apart(Tensor):
+    """A control's output. The host adds it in place to what the way back still needs; this one is added to a copy."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        plain = [arg.as_subclass(Tensor) if isinstance(arg, _Apart) else arg for arg in args]
+        if func.__name__ in ("add_", "__iadd__"):
+            return plain[0] + plain[1]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*plain, **(kwargs or {}))

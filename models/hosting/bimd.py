@@ -14,9 +14,10 @@ from ..inversion.levels import differ
 from ..inversion.masks import fit_mask
 from ..inversion.records import Flows, Inversion
 from ..inversion.replay import replay
-from .fingerprint import conditioning_hash, model_hash
-from .guider import FIRST, FREE, NEGATIVE, EnhancerGuider
+from .fingerprint import free_hash, model_hash
+from .guider import EnhancerGuider
 from .memory import stop_if_asked
+from .recorder import prediction_of
 
 log = logging.getLogger("likeness")
 
@@ -81,11 +82,7 @@ class BiMDSampler(comfy.samplers.Sampler):
                                 "switch accept_mismatch on.")
         for fault in faults:
             log.warning("BiMD goes on although %s", fault)
-        conds = guider.original_conds
-        own = isinstance(guider, EnhancerGuider)
-        negative = conds.get(NEGATIVE) if not math.isclose(guider.cfg, 1.0) else None
-        now = conditioning_hash(conds.get(FREE if own else FIRST), negative)
-        if own and now != inversion.conditioning_hash:
+        if isinstance(guider, EnhancerGuider) and free_hash(guider) != inversion.conditioning_hash:
             log.warning("BiMD: the free or negative prompt is not the one of the recording, the picture will not come back "
                         "exactly")
 
@@ -100,7 +97,10 @@ def mismatches(inversion: Inversion, guider: Any, sigmas: Tensor | None) -> list
     if now != inversion.model_hash:
         out.append(f"its model has the fingerprint {inversion.model_hash}, the guider's {now} (another checkpoint, or other "
                    "LoRAs)")
-    if inversion.method == "resinversion" and not math.isclose(guider.cfg, inversion.cfg):
+    predicts = prediction_of(guider.model_patcher)
+    if predicts != inversion.prediction:
+        out.append(f"its model predicts {inversion.prediction}, the guider's {predicts} (a Model Sampling node)")
+    if inversion.method != "ddim" and not math.isclose(guider.cfg, inversion.cfg):
         out.append(f"it was recorded at cfg {inversion.cfg:g}, the guider has {guider.cfg:g}")
     return out
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ def model_hash(patcher: Any) -> str:
 
     Attention patches do not count: the free branch does not see them. 16 hexadecimal digits.
     """
-    state = patcher.model.state_dict()
+    # the network alone: the noise schedule beside it is that of whichever clone is loaded at the moment
+    state = {name: tensor for name, tensor in patcher.model.state_dict().items() if name.startswith("diffusion_model.")}
     names = sorted(state)
     digest = hashlib.sha256(repr([(name, tuple(state[name].shape)) for name in names]).encode())
     for name in names[::max(1, len(names) // TENSORS)]:
@@ -42,6 +44,17 @@ def conditioning_hash(*prompts: list[dict[str, Any]] | None) -> str:
             digest.update(repr(sorted(plain.items())).encode())
         digest.update(b"|")
     return digest.hexdigest()[:16]
+
+
+def guided(guider: Any) -> bool:
+    """Whether a guider looks at its negative: with cfg, or where another node's guidance needs it also without."""
+    return not math.isclose(guider.cfg, 1.0) or bool(guider.model_options.get("disable_cfg1_optimization", False))
+
+
+def free_hash(guider: Any) -> str:
+    """`conditioning_hash` of what a guider's free flow reads: the free prompt, or the only one, and the negative if it counts."""
+    conds = guider.original_conds
+    return conditioning_hash(conds.get("free", conds.get("positive")), conds.get("negative") if guided(guider) else None)
 
 
 def _tensors(patch: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import comfy.conds
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -88,6 +89,10 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         if self.free_model is None:
             return super().outer_sample(*args, **kwargs)
         options = comfy.model_patcher.create_model_options_clone(self.free_model.model_options)
+        # the host does this for the guider's own model only; without it the free calls would miss the readers of stamps
+        for kind in ("wrappers", "callbacks"):
+            comfy.patcher_extension.merge_nested_dicts(options.setdefault("transformer_options", {}).setdefault(kind, {}),
+                                                       getattr(self.free_model, kind), copy_dict1=False)
         self.free_options = options
         try:
             comfy.samplers.cast_to_load_options({"to_load_options": options.get("transformer_options", {})},

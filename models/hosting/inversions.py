@@ -12,8 +12,8 @@ from ..common.errors import LikenessError
 from ..inversion import report
 from ..inversion.records import Flows, Inversion
 from .bimd import BiMDSampler, mismatches
-from .fingerprint import conditioning_hash
-from .guider import FIRST, FREE, NEGATIVE, EnhancerGuider, Identity
+from .fingerprint import free_hash
+from .guider import FIRST, EnhancerGuider, Identity
 from .recorder import Settings, record
 
 
@@ -51,8 +51,7 @@ def check_belongs(inversion: Inversion, guider: Any, accept: bool) -> list[str]:
         raise LikenessError(f"The inversion does not belong to this guider: {'; '.join(faults)}. Record it again, or switch "
                             "accept_mismatch on.")
     notes = [f"note: {fault}; accepted" for fault in faults]
-    conds = guider.original_conds
-    if conditioning_hash(conds.get(FREE, conds.get(FIRST)), conds.get(NEGATIVE)) != inversion.conditioning_hash:
+    if free_hash(guider) != inversion.conditioning_hash:
         notes.append("note: the free or negative prompt is another one than at recording")
     return notes
 

@@ -22,8 +22,8 @@ from ..inversion.anchors import climb
 from ..inversion.levels import ascending, truncated
 from ..inversion.records import Inversion
 from ..inversion.steps import euler, residual
-from .fingerprint import conditioning_hash, model_hash
-from .guider import FIRST, FREE, NEGATIVE, EnhancerGuider, enhancer_of, rescale
+from .fingerprint import free_hash, guided, model_hash
+from .guider import FREE, NEGATIVE, EnhancerGuider, enhancer_of, rescale
 from .memory import stop_if_asked, to_intermediate
 from .stamps import KEY
 
@@ -53,7 +53,7 @@ class Branches:
         self.own = isinstance(guider, EnhancerGuider)
         free = self.own and guider.free_options is not None
         self.free_options = guider._calls([FREE], None, model_options)[0][1] if free else model_options
-        self.guides = self.own and not math.isclose(guider.cfg, 1.0)
+        self.guides = self.own and guided(guider)
         self.evaluations = self.calls = 0
 
     def count(self, branches: int, levels: int = 1) -> None:
@@ -251,14 +251,12 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | Non
     with torch.no_grad():
         run.sample(torch.zeros_like(latent), latent, recorder, sigmas, callback=callback or report, disable_pbar=True, seed=0)
     found = recorder.result
-    free = run.original_conds.get(FREE, run.original_conds.get(FIRST))
-    guides = private is None or not math.isclose(run.cfg, 1.0)
     return Inversion(
         method="resinversion" if settings.residuals else "ddim", anchors=found["anchors"], residuals=found["residuals"],
         levels=kept, steps=steps, start=settings.start, cfg=float(run.cfg), estimate=settings.estimate, refine=settings.refine,
         closed=settings.closed, prediction=prediction_of(guider.model_patcher),
         latent_format=type(guider.model_patcher.model.latent_format).__name__, model_hash=model_hash(guider.model_patcher),
-        conditioning_hash=conditioning_hash(free, run.original_conds.get(NEGATIVE) if guides else None),
+        conditioning_hash=free_hash(run),
         evaluations=found["evaluations"], calls=found["calls"],
         to_latent=_to_latent(guider.model_patcher.model, found["anchors"]), drift=found["drift"])
 
@@ -269,7 +267,6 @@ def _to_latent(model: Any, anchors: Tensor) -> Tensor:
     one = model.process_latent_out(torch.ones_like(anchors[0, :1]).float())
     channels = [(one - zero).flatten(2)[0, :, 0], zero.flatten(2)[0, :, 0]]
     return torch.stack(channels)
-
 
 
 def prediction_of(patcher: Any) -> str:

@@ -18,7 +18,9 @@ def fit_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise LikenessError("The mask is empty, so nothing may change; paint where the picture may change, or disconnect the "
                             "mask.")
     count, batch = mask.shape[0], shape[0]
-    mask = F.interpolate(mask, shape[-2:], mode="bilinear", antialias=mask.shape[-1] > shape[-1])
+    # the mean of a cell's own pixels: a wider filter would make cells outside of a hard mask a little less than black
+    finer = mask.shape[-2] >= shape[-2] and mask.shape[-1] >= shape[-1]
+    mask = F.interpolate(mask, shape[-2:], mode="area") if finer else F.interpolate(mask, shape[-2:], mode="bilinear")
     if len(shape) == 5:
         if count not in (shape[2], shape[2] * batch):
             raise LikenessError(f"The latent is a video of {shape[2]} frames, the MASK has {count}; give one mask a latent "

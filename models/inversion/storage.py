@@ -52,7 +52,7 @@ def load_inversion(path: str | os.PathLike[str]) -> Inversion:
             drift=float(said["drift"]) if "drift" in said else None,
             nulls=tensors["nulls"].float() if "nulls" in tensors else None, version=int(version))
         _check(inversion)
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise LikenessError(f"The inversion {name} is damaged, its parts do not fit together ({error}); record it again."
                             ) from error
     return inversion
@@ -72,11 +72,13 @@ def _check(inversion: Inversion) -> None:
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} with numbers that are not finite")
     levels = inversion.levels
-    if length < 0 or float(levels[0]) != 0.0 or bool((levels[1:] <= levels[:-1]).any()):
+    # asked the other way round, a level that is no number would pass
+    if length < 0 or float(levels[0]) != 0.0 or not bool((levels[1:] > levels[:-1]).all() & levels.isfinite().all()):
         raise ValueError("levels that do not rise from 0")
     if inversion.steps - inversion.start != length:
         raise ValueError(f"{length} levels for {inversion.steps} steps from step {inversion.start} on")
     if inversion.method not in METHODS or inversion.estimate not in ESTIMATES:
         raise ValueError(f"the method {inversion.method}, {inversion.estimate}")
-    if inversion.nulls is not None and inversion.nulls.shape[:2] != (length, inversion.shape[0]):
-        raise ValueError(f"nulls of the shape {tuple(inversion.nulls.shape)}")
+    nulls = inversion.nulls
+    if nulls is not None and (nulls.ndim != 4 or nulls.shape[:2] != (length, inversion.shape[0]) or not nulls.isfinite().all()):
+        raise ValueError(f"nulls of the shape {tuple(nulls.shape)}, or with numbers that are not finite")
