@@ -128,9 +128,10 @@ class Recorder(comfy.samplers.Sampler):
         elif settings.closed:
             anchors, residuals, drift = _closed_loop(anchors, levels, branches, x, progress)
         else:
+            # subtracted where the anchors wait, so that no second level has to come to the sampling device
+            home = levels.to(anchors[0].device)
             for i, denoised in _guided_levels(anchors, levels, known, branches, settings.chunk, x, progress):
-                high, low = anchors[i].to(x.device), anchors[i - 1].to(x.device)
-                residuals.append(to_intermediate(residual(high, low, denoised, levels[i], levels[i - 1])))
+                residuals.append(residual(anchors[i], anchors[i - 1], to_intermediate(denoised), home[i], home[i - 1]))
         self.result = {"anchors": torch.stack(anchors), "drift": drift,
                        "residuals": torch.stack(residuals) if residuals else anchors[0][None][:0],
                        "evaluations": branches.evaluations, "calls": branches.calls}
