@@ -200,8 +200,10 @@ def _guided_levels(anchors: list[Tensor], levels: Tensor, known: dict[int, Tenso
             mine = known.pop(k).to(x.device) if have else cond[rows]
             denoised = branches.combine(here[rows], levels[k], mine, uncond[rows])
             progress(denoised, here[rows])
+            del mine  # nothing that has been used stays on the device while the next levels go through the network
             yield k, denoised
         i = stop + 1
+        del here
 
 
 def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
