@@ -6,6 +6,7 @@ look has to move. Three ways at equal evaluations: BiMD, img2img with the same i
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -152,9 +153,10 @@ class Studio:
         self.judge.load_state_dict({k: v.float() for k, v in state.items()})
         self.ids, self.server, self.folder = candidates(), server, folder
         save_references(server.input, self.ids)
-        self.kept = folder / "inversion_rows.json"
+        digest = hashlib.sha256("".join(files.sha256(WEIGHTS / f"{name}.safetensors") for name in
+                                        ("base", "custany", "judge")).encode()).hexdigest()[:8]
+        self.kept = folder / f"inversion_rows_{digest}.json"  # other weights are measured anew
         self.rows: dict[str, dict[str, list[float]]] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
-        self.sheets: dict[tuple[str, int], list[Tensor]] = {}
 
     def run(self, method: str, points: list[int], pictures: int) -> None:
         """Fills `rows`: per picture, whether the judge sees B, or still A, and the distance outside of the subject."""

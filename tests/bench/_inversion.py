@@ -73,31 +73,32 @@ class Bench:
         drawn = creatures.draw_pictures(ids, pose, scene, parameters)
         encoded = self.vae.encode(drawn.picture.permute(0, 2, 3, 1))
         self.latents = self.model.model.process_latent_out(self.model.model.process_latent_in(encoded))
-        kind = world.KINDS[int(ids["kind"][0])]
-        place = world.PLACES[int(pose["place"][0])]
-        self.free_text = f"a photo of a {kind} {world.SCENES[0]}, {place}"
-        before, after = captions.look(ids, 5 % pictures)
-        self.look_text = f"a photo of a {before} {kind}{after} {world.SCENES[0]}, {place}"
+        self.texts = []  # of each picture: the sentence, and the same one with the look of another creature
+        for k in range(pictures):
+            kind, place = world.KINDS[int(ids["kind"][k])], world.PLACES[int(pose["place"][k])]
+            before, after = captions.look(ids, (k + 1) % pictures)
+            where = f"{world.SCENES[int(scene[k])]}, {place}"
+            self.texts.append((f"a photo of a {kind} {where}", f"a photo of a {before} {kind}{after} {where}"))
         self.sampling = self.model.get_model_object("model_sampling")
         self.sigmas = lambda steps: comfy.samplers.calculate_sigmas(self.sampling, "normal", steps)
 
     def text(self, words: str) -> Any:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(words))
 
-    def guider(self, cfg: float) -> Any:
+    def guider(self, cfg: float, picture: int = 0) -> Any:
         from likeness.models.hosting.inversions import build_guider
 
-        return build_guider(self.model, self.text(self.look_text), self.text(self.free_text), self.text(""), cfg)
+        free, look = self.texts[picture]
+        return build_guider(self.model, self.text(look), self.text(free), self.text(""), cfg)
 
-    def replay(self, guider: Any, inversion: Any, pictures: int, evaluate_all: bool = False, accept: bool = False,
-               **flows: Any) -> Tensor:
+    def replay(self, guider: Any, inversion: Any, picture: int = 0, evaluate_all: bool = False, **flows: Any) -> Tensor:
         """x_0 in model space."""
         from likeness.models.hosting.bimd import BiMDSampler
         from likeness.models.inversion.records import Flows
 
-        latent = self.latents[:pictures]
-        out = guider.sample(torch.zeros_like(latent), latent, BiMDSampler(inversion, Flows(**flows), accept, evaluate_all),
-                            inversion.sigmas, disable_pbar=True, seed=0)
+        latent = self.latents[picture:picture + 1]
+        sampler = BiMDSampler(inversion, Flows(**flows), evaluate_all=evaluate_all)
+        out = guider.sample(torch.zeros_like(latent), latent, sampler, inversion.sigmas, disable_pbar=True, seed=0)
         return self.model.model.process_latent_in(out)
 
     def plain_ddim(self, guider: Any, start: int, steps: int) -> None:
@@ -105,14 +106,14 @@ class Bench:
         from likeness.models.hosting.baseline import record_ddim
 
         inversion = record_ddim(guider, self.sigmas(steps), self.latents[:1], start)
-        self.replay(guider, inversion, 1, start=start, backward=0.0)
+        self.replay(guider, inversion, start=start, backward=0.0)
 
     def pipeline(self, guider: Any, start: int, steps: int) -> Any:
         """ResInversion and BiMD with the identity after `start` steps."""
         from likeness.models.hosting.recorder import Settings, record
 
         inversion = record(guider, self.sigmas(steps), self.latents[:1], Settings(start=start))
-        self.replay(guider, inversion, 1, start=start)
+        self.replay(guider, inversion, start=start)
         return inversion
 
 
@@ -141,7 +142,7 @@ def evaluations(bench: Bench) -> dict[str, Any]:
     # the straight reading: inversion with the labels of the step's end, each residual sampled for itself, every step sampled
     with counted(bench.model, 1) as counter:
         straight = record(guider, bench.sigmas(STEPS), bench.latents[:1], Settings("target", chunk=1))
-        bench.replay(guider, straight, 1, start=START, evaluate_all=True)
+        bench.replay(guider, straight, start=START, evaluate_all=True)
     out |= {"evals_pipeline_mss20": ours[0].evaluations, "evals_paper_mss20": counter.evaluations,
             "evals_ddim_mss20": plain[0].evaluations, "evals_over_ddim": ours[0].evaluations / plain[0].evaluations,
             "own_count_agrees": int(all(agree)), "wall_over_ddim": least(ours, "seconds") / least(plain, "seconds"),
@@ -208,7 +209,7 @@ def levels_held(bench: Bench) -> dict[str, Any]:
         mask = torch.zeros(1, *latent.shape[-2:])
         mask[..., 2:6] = 1
         with _watched(bench.model, size, found, "replay"):
-            bench.replay(guider, inversion, 1, start=5, tether=0.05, mask=mask)
+            bench.replay(guider, inversion, start=5, tether=0.05, mask=mask)
     finally:
         recorder.to_intermediate = kept
     single = ("record", "closed", "replay")
@@ -220,23 +221,25 @@ def exactness(bench: Bench, pictures: int, null_pictures: int) -> dict[str, floa
     """PSNR in model space, every step evaluated, at cfg 7.5 and 50 steps; mean and worst over the pictures."""
     from likeness.models.hosting.baseline import record_ddim, record_null_text
     from likeness.models.hosting.recorder import Settings, record
+    from likeness.models.inversion.report import psnr
 
-    guider, sigmas = bench.guider(CFG), bench.sigmas(STEPS)
-    out: dict[str, float] = {}
-
-    def write(name: str, inversion: Any, count: int) -> None:
-        from likeness.models.inversion.report import psnr
-
-        x = bench.replay(guider, inversion, count, evaluate_all=True, forward=0.0)
-        right = bench.model.model.process_latent_in(bench.latents[:count])
-        found = [min(psnr(a, b), 200.0) for a, b in zip(x, right, strict=True)]
-        out[f"psnr_{name}"], out[f"psnr_{name}_worst"] = sum(found) / count, min(found)
-
-    write("default", record(guider, sigmas, bench.latents[:pictures]), pictures)
-    write("closed", record(guider, sigmas, bench.latents[:pictures], Settings(closed=True)), pictures)
-    write("ddim", record_ddim(guider, sigmas, bench.latents[:pictures]), pictures)
-    write("nti", record_null_text(guider, sigmas, bench.latents[:null_pictures], INNER, False)[0], null_pictures)
-    return {**out, "psnr_pictures": pictures, "psnr_pictures_nti": null_pictures}
+    sigmas = bench.sigmas(STEPS)
+    found: dict[str, list[float]] = {"default": [], "closed": [], "ddim": [], "nti": []}
+    for k in range(pictures):
+        guider, latent = bench.guider(CFG, k), bench.latents[k:k + 1]
+        right = bench.model.model.process_latent_in(latent)
+        recordings = {"default": record(guider, sigmas, latent), "closed": record(guider, sigmas, latent, Settings(closed=True)),
+                      "ddim": record_ddim(guider, sigmas, latent)}
+        if k < null_pictures:
+            recordings["nti"] = record_null_text(guider, sigmas, latent, INNER, False)[0]
+        for name, inversion in recordings.items():
+            x = bench.replay(guider, inversion, k, evaluate_all=True, forward=0.0)
+            found[name].append(min(psnr(x, right), 200.0))
+            print(f"picture {k}, {name}: {found[name][-1]:.1f} dB", flush=True)
+    out: dict[str, float] = {"psnr_pictures": pictures, "psnr_pictures_nti": null_pictures}
+    for name, values in found.items():
+        out |= {f"psnr_{name}": sum(values) / len(values), f"psnr_{name}_worst": min(values)}
+    return out
 
 
 def baselines(bench: Bench, steps: int) -> dict[str, float]:
