@@ -128,9 +128,10 @@ class Recorder(comfy.samplers.Sampler):
         elif settings.closed:
             anchors, residuals, drift = _closed_loop(anchors, levels, branches, x, progress)
         else:
+            # subtracted where the anchors wait, so that no second level has to come to the sampling device
+            home = levels.to(anchors[0].device)
             for i, denoised in _guided_levels(anchors, levels, known, branches, settings.chunk, x, progress):
-                high, low = anchors[i].to(x.device), anchors[i - 1].to(x.device)
-                residuals.append(to_intermediate(residual(high, low, denoised, levels[i], levels[i - 1])))
+                residuals.append(residual(anchors[i], anchors[i - 1], to_intermediate(denoised), home[i], home[i - 1]))
         self.result = {"anchors": torch.stack(anchors), "drift": drift,
                        "residuals": torch.stack(residuals) if residuals else anchors[0][None][:0],
                        "evaluations": branches.evaluations, "calls": branches.calls}
@@ -199,8 +200,10 @@ def _guided_levels(anchors: list[Tensor], levels: Tensor, known: dict[int, Tenso
             mine = known.pop(k).to(x.device) if cond is None else cond[rows]
             denoised = branches.combine(here[rows], levels[k], mine, uncond[rows])
             progress(denoised, here[rows])
+            del mine  # nothing that has been used stays on the device while the next levels go through the network
             yield k, denoised
         i = stop + 1
+        del here
 
 
 def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
