@@ -46,6 +46,7 @@ def record_null_text(guider: Any, sigmas: Tensor, latent: Tensor, inner: int = 1
     if private.model_patcher.is_dynamic():
         private.model_patcher = private.model_patcher.get_non_dynamic_delegate()
         private.model_options = private.model_patcher.model_options
+    _check_memory(private.model_patcher.model, private.model_patcher.load_device, list(latent.shape))
     inversion = record_ddim(private, sigmas, latent, start)
     optimiser = _NullText(inversion, inner, early_stop)
     with torch.inference_mode(False):
@@ -128,14 +129,8 @@ def _trainable(guider: EnhancerGuider, latent: Tensor) -> Iterator[None]:
     """Gradients through the host's model: its weights were made in inference mode, where autograd refuses them, so the loaded
     network is copied for the time of the optimisation and put back whatever happens."""
     model = guider.inner_model
-    network, device = model.diffusion_model, latent.device
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    needed = weights + int(model.memory_required(list(latent.shape)) * GRADIENT_FACTOR)
-    free = management.get_free_memory(device)
-    if needed > free:
-        raise LikenessError("Null-text inversion needs a second copy of the model and room for gradients, about "
-                            f"{needed / 2 ** 30:.1f} GiB, and {free / 2 ** 30:.1f} GiB are free; use a smaller picture, or the "
-                            "ResInversion Sampler, which needs neither.")
+    network = model.diffusion_model
+    _check_memory(model, latent.device, list(latent.shape))  # again: now the model itself is loaded
     for slot, entries in guider.conds.items():
         guider.conds[slot] = [_plain(entry) for entry in entries]
     try:
@@ -143,6 +138,17 @@ def _trainable(guider: EnhancerGuider, latent: Tensor) -> Iterator[None]:
         yield
     finally:
         model.diffusion_model = network
+
+
+def _check_memory(model: Any, device: torch.device, shape: list[int]) -> None:
+    """LikenessError unless a second copy of the network and the activations of a way back fit."""
+    weights = sum(p.numel() * p.element_size() for p in model.diffusion_model.parameters())
+    needed = weights + int(model.memory_required(shape) * GRADIENT_FACTOR)
+    free = management.get_free_memory(device)
+    if needed > free:
+        raise LikenessError("Null-text inversion needs a second copy of the model and room for gradients, about "
+                            f"{needed / 2 ** 30:.1f} GiB, and {free / 2 ** 30:.1f} GiB are free; use a smaller picture, or the "
+                            "ResInversion Sampler, which needs neither.")
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:

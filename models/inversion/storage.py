@@ -20,10 +20,13 @@ _TEXT = ("method", "estimate", "prediction", "latent_format", "model_hash", "con
 
 
 def save_inversion(inversion: Inversion, path: str | os.PathLike[str], precision: str = "fp32") -> None:
-    """Write it whole or not at all. fp16 residuals halve their share and cost 20 to 50 dB; anchors are never rounded."""
+    """Write it whole or not at all. fp16 residuals halve their share and cost 20 to 50 dB; anchors are never
+    rounded. Raises LikenessError where a residual has no fp16 number."""
     tensors = {name: getattr(inversion, name) for name in _TENSORS if getattr(inversion, name) is not None}
     if precision != PRECISIONS[0]:
         tensors["residuals"] = tensors["residuals"].half()
+        if not bool(tensors["residuals"].isfinite().all()):
+            raise LikenessError("The residuals are too large for fp16; save them as fp32.")
     metadata = {"format": FORMAT, "format_version": str(inversion.version), "cfg": repr(inversion.cfg),
                 "closed": str(inversion.closed)}
     metadata |= {name: str(getattr(inversion, name)) for name in (*_WHOLE, *_TEXT)}
