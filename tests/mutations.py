@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from harness.mutate import Mutation
 
-HOSTING, COMMON, CUSTANY = "models/hosting/", "models/common/", "models/custany/"
+HOSTING, COMMON, CUSTANY, REALCUSTOM = "models/hosting/", "models/common/", "models/custany/", "models/realcustom/"
 HOST = "tests/host/test_"
 # Few and quick sets of tests: every set is run once without a fault first.
 ROWS = (f"{HOST}rows.py::test_cfg", f"{HOST}rows.py::test_batches", f"{HOST}rows.py::test_two_subjects_in_one_prompt",
@@ -20,6 +20,8 @@ DEMO = (f"{HOST}demo.py",)
 TRAINING = (f"{HOST}training_host.py::test_denoise_is_the_hosts_own_prediction",
             f"{HOST}training_host.py::test_training_and_use_are_one_network")
 UNIT_MASKS = ("tests/unit/test_masks.py",)
+RC = ("tests/unit/test_realcustom.py",)
+RC_RELEASE = ("tests/unit/test_realcustom_release.py",)
 
 MUTATIONS = [
     # -- stamps: who is a row
@@ -107,4 +109,47 @@ MUTATIONS = [
              "picture = rgb", UNIT_MASKS),
     Mutation("the v target has the wrong sign", HOSTING + "training_base.py", "(noise - sigma * latents)",
              "(noise + sigma * latents)", TRAINING),
+    # -- RealCustom++: projector, masks, files
+    Mutation("the queries of the projector come from the local side", REALCUSTOM + "projector.py",
+             "attention(self.to_q(self.norm1(deep)),", "attention(self.to_q(self.norm2(deep)),", RC),
+    Mutation("the projector's base sees the local features", REALCUSTOM + "projector.py",
+             "base = self.projector_base(deep)", "base = self.projector_base(local[:, :deep.shape[1]])", RC),
+    Mutation("the trained factor scales the base too", REALCUSTOM + "projector.py",
+             "return base + (fine if self.scale_value is None else self.scale_value.value.to(fine) * fine)",
+             "return (base + fine) * (1 if self.scale_value is None else self.scale_value.value.to(fine))", RC),
+    Mutation("the shallow form forgets a block", REALCUSTOM + "projector.py", "torch.cat(earlier, 1), self.attention",
+             "torch.cat(earlier[1:], 1), self.attention", RC),
+    Mutation("the word's columns are a mean", REALCUSTOM + "masks.py",
+             'torch.einsum("bthw,t->bhw", mean, columns.reshape(-1).to(mean))[:, None]',
+             'torch.einsum("bthw,t->bhw", mean, columns.reshape(-1).to(mean) / columns.sum())[:, None]', RC),
+    Mutation("the word's columns are shifted", REALCUSTOM + "masks.py", "columns.reshape(-1).to(mean))",
+             "columns.reshape(-1).roll(1).to(mean))", RC),
+    Mutation("no layer is normalised by itself", REALCUSTOM + "masks.py", "layer = min_max(layer) if self.per_layer else layer",
+             "layer = layer + 0", RC),
+    Mutation("binary keeps only what is not zero", REALCUSTOM + "masks.py", 'torch.ones_like(values) if "binary" in words',
+             'torch.zeros_like(values) if "binary" in words', RC),
+    Mutation("the threshold is the scope itself", REALCUSTOM + "masks.py", "mask < 1 - scope", "mask < scope", RC),
+    Mutation("self maps are normalised over all channels", REALCUSTOM + "masks.py", "planes = min_max(planes)",
+             "planes = planes / planes.amax((1, 2, 3), keepdim=True)", RC),
+    Mutation("the way up is counted as the way down", REALCUSTOM + "config.py", 'else f"output.{at}.{depth}"',
+             'else f"output.{at + 1}.{depth}"', RC),
+    Mutation("shallow files are read as highres", REALCUSTOM + "config.py", 'shallow = "projector2.0.weight" in names',
+             'shallow = "projector3.0.weight" in names', RC),
+    # -- RealCustom++: the release's pixels, schedule and solver
+    Mutation("pixels are rounded, not cut off", REALCUSTOM + "preprocess.py", "(pixels * 255).to(torch.uint8)",
+             "(pixels * 255).round().to(torch.uint8)", RC_RELEASE),
+    Mutation("the whole picture has no aligned corners", REALCUSTOM + "preprocess.py", "align_corners=True",
+             "align_corners=False", RC_RELEASE),
+    Mutation("the phases of the quarters are transposed", REALCUSTOM + "preprocess.py", "(b p q) c h w", "(b q p) c h w",
+             RC_RELEASE),
+    Mutation("the app's pixels are not rounded to bfloat16", REALCUSTOM + "preprocess.py", "align_corners=False).to(dtype)",
+             "align_corners=False)", RC_RELEASE),
+    Mutation("timesteps are cut off, not rounded", REALCUSTOM + "schedule.py", "[round(TRAINED - 1", "[int(TRAINED - 1",
+             RC_RELEASE),
+    Mutation("a second-order step starts where it stands", REALCUSTOM + "schedule.py", "x = ratio * before -",
+             "x = ratio * x -", RC_RELEASE),
+    Mutation("betas are linear, not scaled linear", REALCUSTOM + "schedule.py",
+             "torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, TRAINED) ** 2", "torch.linspace(0.00085, 0.012, TRAINED)", RC_RELEASE),
+    Mutation("columns begin at the start token", REALCUSTOM + "phrase.py", "return 1 + min(length(prompt[:end]), WINDOW)",
+             "return min(length(prompt[:end]), WINDOW)", RC_RELEASE),
 ]
