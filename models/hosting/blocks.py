@@ -17,6 +17,9 @@ def attention_blocks(model: Any) -> dict[str, int]:
             for layer in block:
                 for index, transformer in enumerate(getattr(layer, "transformer_blocks", ())):
                     out[f"{part}.{number}.{index}"] = int(transformer.norm1.normalized_shape[0])
+    for layer in getattr(unet, "middle_block", ()):  # the host numbers it 0, whatever stands before it
+        for index, transformer in enumerate(getattr(layer, "transformer_blocks", ())):
+            out[f"middle.0.{index}"] = int(transformer.norm1.normalized_shape[0])
     return out
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +41,11 @@ class Encoders(NamedTuple):
         return "+".join(item.sha256[:16] for item in self.items)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of any weights file; pickles only through the host's safe loader."""
+def read_weights(path: str | Path, only: Callable[[str], bool] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of any weights file; pickles only through the host's safe loader, and always whole."""
     path = Path(path)
     if path.suffix in files.SUFFIXES:
-        return files.load(path)
+        return files.load(path, only=only)
     if not path.exists() or path.stat().st_size == 0:
         raise LikenessError(f"The file {path.name} is missing or empty; download it again.")
     try:
@@ -53,6 +53,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     except Exception as error:  # the unpickler raises what it likes
         raise LikenessError(f"The file {path.name} cannot be read as weights ({type(error).__name__}); download it again, "
                             "best as .safetensors.") from error
+
+
+def label(config: VitConfig) -> str:
+    """Family and width, for the artist."""
+    return f"{config.family} {config.width}" + (f" with {config.registers} registers" if config.registers else "")
 
 
 def describe(path: str | Path) -> VitConfig | None:
@@ -76,15 +81,17 @@ def _describe(path: str | Path, modified: int, size: int) -> VitConfig | None:
         return None
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """Raises LikenessError for anything that is no vision encoder."""
+def load_encoder(path: str | Path, depth: int | None = None, exact_gelu: bool = False) -> Encoder:
+    """The first `depth` blocks, or all. Raises LikenessError for anything that is no vision encoder."""
     state, metadata = read_weights(path)
-    return make_encoder(state, metadata, files.sha256(path), Path(path).name)
+    return make_encoder(state, metadata, files.sha256(path), Path(path).name, depth, exact_gelu)
 
 
-def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str) -> Encoder:
-    """From tensors that are read already."""
-    model, config = load_vit(state, metadata, operations=comfy.ops.manual_cast)
+def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str, depth: int | None = None,
+                 exact_gelu: bool = False) -> Encoder:
+    """From tensors that are read already; exact_gelu: whatever form of GELU the style of the file stands for."""
+    metadata = {**metadata, "likeness.activation": "gelu"} if exact_gelu else metadata
+    model, config = load_vit(state, metadata, operations=comfy.ops.manual_cast, depth=depth)
     patcher = patcher_of(model)
     dtype = compute_dtype(patcher.load_device)
     if dtype != torch.float32:
@@ -117,18 +124,22 @@ def encode(encoders: Encoders, pictures: Tensor, sizes: tuple[int, ...] = ()) ->
     return out
 
 
-def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidates: list[str | Path]) -> list[Path]:
+def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidates: list[str | Path],
+          registers: tuple[int, ...] = ()) -> list[Path]:
     """The file for each wanted (family, width): the one with the right hash if there is one, else the first that fits.
 
-    Raises LikenessError that names what is missing."""
+    registers: how many each must have, where that matters. Raises LikenessError that names what is missing."""
     known = [(Path(path), describe(path)) for path in candidates]
     out = []
     for index, (family, width) in enumerate(wanted):
-        fitting = [path for path, c in known if c is not None and (c.family, c.width) == (family, width)]
+        number = registers[index] if registers else None
+        fitting = [path for path, c in known if c is not None and (c.family, c.width) == (family, width)
+                   and number in (None, c.registers)]
         if not fitting:
-            found = ", ".join(f"{p.name} ({c.family} {c.width})" for p, c in known if c is not None) or "no encoder at all"
-            raise LikenessError(f"This adapter needs a {family} encoder of width {width}, found {found}; put the file into "
-                                "models/likeness or models/clip_vision and press R.")
+            found = ", ".join(f"{p.name} ({label(c)})" for p, c in known if c is not None) or "no encoder at all"
+            extra = f" with {number} registers" if number else ""
+            raise LikenessError(f"This adapter needs a {family} encoder of width {width}{extra}, found {found}; put the file "
+                                "into models/likeness or models/clip_vision and press R.")
         exact = [p for p in fitting if index < len(hashes) and hashes[index] and len(fitting) > 1
                  and files.sha256(p).startswith(hashes[index][:16])]
         out.append((exact or fitting)[0])

@@ -35,6 +35,11 @@ class RealCustomConfig(NamedTuple):
     size: int = 384            # side of the picture that the encoders see
     registers: tuple[int, ...] = (0, 4)  # of each encoder: DINOv2 exists with and without
 
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Side of the picture for each encoder."""
+        return (self.size,) * len(self.encoders)
+
 
 class Split(NamedTuple):
     """projector and layers: an adapter's tensors under our names; base: the rest, a UNet in diffusers names."""
@@ -71,6 +76,11 @@ def split(state: Mapping[str, Any]) -> Split:
         else:
             out.base[name] = value
     return out
+
+
+def is_own(name: str) -> bool:
+    """Whether a tensor of this name is the adapter's and no part of a UNet in the same file."""
+    return PROJECTOR in name or name.endswith(("attn2.to_k_vision.weight", "attn2.to_v_vision.weight"))
 
 
 def is_realcustom(names: Iterable[str]) -> bool:

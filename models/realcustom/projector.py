@@ -12,6 +12,8 @@ from ..common.errors import LikenessError
 from .config import PROJECTOR, split
 
 HEAD = 64
+# The shallow release computes its local branch and throws the result away.
+UNREAD = ("min_attention.", "projector.")
 
 
 class MinAttention(nn.Module):
@@ -51,16 +53,17 @@ class Projector(nn.Module):
     """tokens = base(deep) + s * MLP(attention(deep, local)); shallow: base(deep) beside MLP2(attention2(deep, earlier)).
 
     The tokens do not depend on the timestep, so they are made once. `attention` (q, k, v, heads) may be replaced.
+    whole False leaves out what the shallow form never reads.
     """
 
     def __init__(self, vision: int, width: int, hidden: int, shallow: bool = False, adaptive: bool = False,
-                 operations: Any = nn, dtype=None, device=None, attention: Attention = sdpa):
+                 operations: Any = nn, dtype=None, device=None, attention: Attention = sdpa, whole: bool = True):
         super().__init__()
         place = {"dtype": dtype, "device": device}
         self.attention, self.shallow = attention, shallow
-        # The shallow release has the local branch too, and throws its result away.
-        self.min_attention = MinAttention(vision, operations, **place)
-        self.projector = _mlp(vision, hidden, width, operations, place)
+        if whole or not shallow:
+            self.min_attention = MinAttention(vision, operations, **place)
+            self.projector = _mlp(vision, hidden, width, operations, place)
         if shallow:
             self.min_attention2 = MinAttention(vision, operations, **place)
             self.projector2 = _mlp(vision, hidden, width, operations, place)
@@ -84,11 +87,11 @@ class Projector(nn.Module):
 
 
 def build_projector(state: Mapping[str, Any], operations: Any = nn, dtype=None, device=None,
-                    attention: Attention = sdpa) -> Projector:
+                    attention: Attention = sdpa, whole: bool = True) -> Projector:
     """An empty projector of the sizes that these tensors have, whose names have no prefix."""
     width, vision = state["projector_base.weight"].shape
     return Projector(vision, width, state["projector.0.weight"].shape[0], "projector2.0.weight" in state,
-                     "scale_value.value" in state, operations, dtype, device, attention)
+                     "scale_value.value" in state, operations, dtype, device, attention, whole)
 
 
 def load_projector(state: Mapping[str, Tensor], operations: Any = nn, dtype: torch.dtype = torch.float32) -> Projector:
