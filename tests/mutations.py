@@ -21,6 +21,7 @@ TRAINING = (f"{HOST}training_host.py::test_denoise_is_the_hosts_own_prediction",
             f"{HOST}training_host.py::test_training_and_use_are_one_network")
 UNIT_MASKS = ("tests/unit/test_masks.py",)
 RC = ("tests/unit/test_realcustom.py",)
+RC_FILES, RC_ROWS, RC_GOLDEN = ((f"{HOST}realcustom_{name}.py",) for name in ("files", "rows", "golden"))
 RC_RELEASE = ("tests/unit/test_realcustom_release.py",)
 
 MUTATIONS = [
@@ -28,7 +29,7 @@ MUTATIONS = [
     Mutation("every row has the first row's stamp", HOSTING + "stamps.py",
              "if i) for row in rows), areas", "if i) for row in rows[:1] * len(rows)), areas", ROWS),
     Mutation("the negative has no room for a stamp", HOSTING + "inject.py",
-             "negative = [stamped(entry, 0) for entry in negative]", "negative = list(negative)", ROWS),
+             "negative = [stamped(entry, black) for entry in negative]", "negative = list(negative)", ROWS),
     Mutation("the second subject overwrites the first", HOSTING + "stamps.py",
              "old[old.index(0)] = number", "old[0] = number", ROWS),
     Mutation("height and place of an area are swapped", HOSTING + "stamps.py",
@@ -152,4 +153,31 @@ MUTATIONS = [
              "torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, TRAINED) ** 2", "torch.linspace(0.00085, 0.012, TRAINED)", RC_RELEASE),
     Mutation("columns begin at the start token", REALCUSTOM + "phrase.py", "return 1 + min(length(prompt[:end]), WINDOW)",
              "return min(length(prompt[:end]), WINDOW)", RC_RELEASE),
+    # -- RealCustom++ in the host
+    Mutation("the negative attends to nothing", HOSTING + "inject.py", "black = number ^ 1", "black = 0", RC_GOLDEN),
+    Mutation("the negative attends to the subject", HOSTING + "inject.py", "black = number ^ 1", "black = number", RC_GOLDEN),
+    Mutation("the middle block has no place", HOSTING + "blocks.py", 'out[f"middle.0.{index}"]', 'out[f"middle.1.{index}"]',
+             RC_GOLDEN),
+    Mutation("keys and values change places", HOSTING + "realcustom.py", "self.k, self.v = nn.Parameter(k, requires_grad=False)",
+             "self.v, self.k = nn.Parameter(k, requires_grad=False)", RC_ROWS),
+    Mutation("what stood in the slot is thrown away", HOSTING + "image_attention.py", "if self.before is not None:",
+             "if False:", RC_ROWS),
+    Mutation("a slot for the whole block is not seen", HOSTING + "image_attention.py", "slots.get(place[:2])", "None", RC_ROWS),
+    Mutation("the image attention ignores its mask", HOSTING + "image_attention.py", "added = added * share",
+             "added = added * 1.0", RC_ROWS),
+    Mutation("overlapping masks are averaged", HOSTING + "image_attention.py", "(added * weight).to(out.dtype)",
+             "(added * weight / len(stamps.ids[0])).to(out.dtype)", RC_ROWS),
+    Mutation("a live mask takes the nearest cell", HOSTING + "row_masks.py", '"bilinear"))', '"nearest"))', RC_ROWS),
+    Mutation("DINOv2 without registers will do", HOSTING + "encoders.py", "and number in (None, c.registers)", "and True",
+             RC_FILES),
+    Mutation("the black picture is encoded each time", HOSTING + "realcustom.py", "if encoders.hash not in known:", "if True:",
+             RC_FILES),
+    Mutation("the whole picture goes to the local side too", HOSTING + "realcustom.py", "_read(encoders, seen.quarters,",
+             "_read(encoders, seen.whole.repeat_interleave(4, 0),", RC_FILES),
+    Mutation("later blocks are loaded all the same", "models/vision/load.py", "if depth is not None and depth < config.depth:",
+             "if False:", RC_FILES),
+    Mutation("an occurrence beyond the window counts", REALCUSTOM + "phrase.py", "min(length(prompt[:end]), WINDOW)",
+             "length(prompt[:end])", RC_FILES),
+    Mutation("sizes are height first", REALCUSTOM + "schedule.py", 'return {"height": width, "width": height,',
+             'return {"height": height, "width": width,', RC_GOLDEN),
 ]
