@@ -180,4 +180,9 @@ MUTATIONS = [
              "length(prompt[:end])", RC_FILES),
     Mutation("sizes are height first", REALCUSTOM + "schedule.py", 'return {"height": width, "width": height,',
              'return {"height": height, "width": width,', RC_GOLDEN),
+    Mutation("the release's rule reads weights as letters", HOSTING + "prompt.py",
+             "ranges = substring_ranges(plain, word.strip()", "ranges = substring_ranges(text, word.strip()", RC_FILES),
+    Mutation("the lean storage has the values in the place of the keys", HOSTING + "realcustom.py",
+             "return Pair(*module.keys_values(key, self.tokens.to(device, weight.dtype)))",
+             "return Pair(*module.keys_values(key, self.tokens.to(device, weight.dtype))[::-1])", RC_ROWS),
 ]

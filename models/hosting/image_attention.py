@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from .injector import Timing
+from .realcustom import Projected
 from .row_masks import row_masks
 from .stamps import KEY, RowStamps
 
@@ -27,8 +28,8 @@ class ImagePlan(NamedTuple):
     """All that one injection knows; nothing here changes after the node has run."""
     number: int                              # the id in the stamps of rows with the subject
     black: int                               # the id in the stamps of negative rows
-    subject: Any                             # patcher of the subject's Store
-    nothing: Any                             # patcher of the black picture's Store
+    subject: Any                             # patcher of the subject's Store, or Projected
+    nothing: Any                             # the same of the black picture
     pairing: str
     strength: tuple[tuple[str, float], ...]  # layer key -> factor
     timing: Timing
@@ -45,7 +46,7 @@ class ImageInjection:
 
     def models(self) -> list[Any]:
         """Patchers that the host loads together with the diffusion model."""
-        return [self.plan.subject, self.plan.nothing]
+        return [store for store in (self.plan.subject, self.plan.nothing) if not isinstance(store, Projected)]
 
     def add(self, out: Tensor, q: Tensor, key: str, extra_options: dict[str, Any]) -> Tensor:
         """Text attention `out` and its queries q, both (b, t, c) -> out with the subject in the rows that carry it."""

@@ -19,6 +19,7 @@ from .realcustom import black_store, subject_store
 from .stamps import add_reader, stamped
 
 DROPPED_KEY = "likeness_dropped"
+STORAGE = ("keys and values", "tokens only")  # what RealCustom++ keeps between the steps
 Conditioning = list[list[Any]]
 
 
@@ -38,7 +39,8 @@ class Injected(NamedTuple):
 
 
 def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: Subject, word: Word, strengths: Strengths,
-           mask: Tensor | None = None, guidance: Any = None, layers: LayerWeights = (), curve: Any = None) -> Injected:
+           mask: Tensor | None = None, guidance: Any = None, layers: LayerWeights = (), curve: Any = None,
+           storage: str = STORAGE[0]) -> Injected:
     """New MODEL and conditionings with the subject; what came in is left as it was. Raises LikenessError."""
     adapter: Adapter = subject.adapter
     if adapter is None:
@@ -74,7 +76,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         name = getattr(guidance, "name", None)
         if adapter.method == "realcustom":
             black = number ^ 1
-            stores = subject_store(subject, list(factors)), black_store(subject)
+            keep = storage == STORAGE[0]
+            stores = subject_store(subject, list(factors), keep), black_store(subject, keep)
             add_image_injection(model, ImagePlan(number, black, *stores, subject.pairing, tuple(factors.items()), timing, mask,
                                                  name))
         elif number not in _numbers(model):

@@ -45,6 +45,23 @@ class Store(nn.Module):
         return self.pairs[key.replace(".", "_")]
 
 
+class Projected:
+    """In place of a patcher with a Store: keeps the tokens alone and makes keys and values at each step anew.
+
+    The adapter's own projections stay where the host keeps unused weights, and go to the device layer by layer."""
+
+    def __init__(self, adapter: Any, tokens: Tensor):
+        self.adapter, self.tokens = adapter, tokens
+        self.model = self  # read like a patcher
+
+    def get(self, key: str) -> Pair:
+        """Of the layer "output.3.0"."""
+        module = self.adapter.patcher.model
+        weight = module.layers[key.replace(".", "_")].k.weight
+        device = comfy.model_management.get_torch_device()
+        return Pair(*module.keys_values(key, self.tokens.to(device, weight.dtype)))
+
+
 def reference_pictures(image: Tensor, mask: Tensor | None, own: Tensor | None, margin: float, size: int) -> CutOut:
     """Pictures (b, h, w, c) as the encoders get them: whole as in the release, or cut out where a mask or alpha says what."""
     if own is not None:
@@ -133,14 +150,19 @@ def _store(adapter: Any, tokens: Tensor, layers: list[str]) -> Any:
     return patcher_of(Store(pairs))
 
 
-def subject_store(subject: Subject, layers: list[str]) -> Any:
-    """Patcher with the subject's keys and values, made once for all steps. One row unless each belongs to its own latent."""
+def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any:
+    """Patcher with the subject's keys and values, made once for all steps. One row unless each belongs to its own latent.
+
+    keep False: the tokens alone."""
     local = subject.get("local")
-    return _store(subject.adapter, local if subject.pairing == "per latent" else local.flatten(0, 1)[None], layers)
+    local = local if subject.pairing == "per latent" else local.flatten(0, 1)[None]
+    return _store(subject.adapter, local, layers) if keep else Projected(subject.adapter, local)
 
 
-def black_store(subject: Subject) -> Any:
+def black_store(subject: Subject, keep: bool = True) -> Any:
     """The same of the black picture: one for all subjects of an adapter and its encoders."""
+    if not keep:
+        return Projected(subject.adapter, subject.get("black"))
     tokens, module = subject.get("black"), subject.adapter.patcher.model
     known = _black_stores.setdefault(module, {})
     name = hash(tokens.numpy().tobytes())

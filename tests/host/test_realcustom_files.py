@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from host import release
-from host.support import base, folder
+from host.support import base, encode, folder
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.records import Subject
-from likeness.models.hosting import adapters, encoders, realcustom, subjects
+from likeness.models.hosting import adapters, encoders, prompt, realcustom, subjects
 from likeness.models.realcustom import preprocess
 from likeness.models.realcustom.phrase import substring_columns, substring_ranges
 from likeness.models.vision.load import load_vit
@@ -210,3 +210,31 @@ def test_columns_of_the_release(case, tower):
         return len(tokenizer(text)["input_ids"]) - 2
     assert substring_columns(case["prompt"], case["phrase"], length) == tuple(case["columns"])
     assert [list(pair) for pair in substring_ranges(case["prompt"], case["phrase"], length)] == case["token_ranges"]
+
+
+def found(text: str, word: str, occurrence: int = 0, **more):
+    return prompt.encode_prompt(base("sdxl")[1], text, word, occurrence, rule=prompt.SUBSTRING, **more)[1]
+
+
+def test_the_releases_rule_on_the_prompts_of_an_artist():
+    word = found("a cat in a category of cats", "cat")
+    assert word.columns == (2, 5, 7) and word.firsts == (0, 1, 2)
+    assert found("a cat in a category of cats", "cat", 2).columns == (5,)
+    assert found("a (dog:1.2) running", "dog").columns == (2,)  # the weight is read, not spelled
+    weighted = found("a (dog:1.2) running", "dog")
+    assert weighted.weights == pytest.approx((1.2,))
+    assert torch.equal(weighted.rows, encode("sdxl", "a (dog:1.2) running")[0][0][0, [2]])
+    assert found("a photo of a Dog", "dog", on_missing="pass through").columns == ()
+    for text, said in (("a photo of a Dog", "not in the prompt"), ("a cat", "occurrence 2")):
+        with pytest.raises(LikenessError, match=said):
+            found(text, text.split()[-1].lower(), 2 if text == "a cat" else 0)
+    assert prompt.encode_prompt(base("sdxl")[1], "a category", "cat", on_missing="pass through")[1].columns == ()
+
+
+def test_the_releases_rule_refuses_what_moves_the_tokens():
+    clip = base("sdxl")[1]
+    tokens = clip.tokenize("a photo of a cat")
+    tokens = {key: [[(torch.zeros(64), *entry[1:]) if place == 2 else entry for place, entry in enumerate(windows[0])]]
+              for key, windows in tokens.items()}  # as the host puts an embedding there
+    with pytest.raises(LikenessError, match="counts plain words"):
+        prompt.locate_as_release(clip, tokens, "a photo of a cat", "cat", 0)

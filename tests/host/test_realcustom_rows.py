@@ -8,11 +8,11 @@ import torch
 
 from host import release
 from host.release import IO
-from host.support import comfy, draw
+from host.support import comfy, comfy_extras, draw
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import image_attention, stamps
 from likeness.models.hosting.image_attention import ImageInjection, ImagePlan, Layer
-from likeness.models.hosting.inject import Strengths, inject
+from likeness.models.hosting.inject import STORAGE, Strengths, inject
 from likeness.models.hosting.injector import Timing
 from likeness.models.hosting.memory import patcher_of
 from likeness.models.hosting.realcustom import Pair, Store
@@ -138,7 +138,7 @@ def output_patch(model: Any) -> Any:
 
 @pytest.mark.parametrize("other", (foreign, lambda model: foreign(model, True), output_patch))
 def test_neighbours_in_either_order_give_one_picture(other):
-    positive, negative, word = release.prompts()
+    positive, *_ = release.prompts()
     after = other(release.injected().model)
     before = release.injected(other(release.model()))
     both = [release.noise_of(model, before.positive) for model in (before.model, after)]
@@ -196,3 +196,83 @@ def test_strengths_curve_and_an_adapter_for_another_model():
         positive, negative, word = release.prompts()
         who = release.subject()._replace(width=2048)
         inject(release.model(), positive, negative, who, word._replace(raw=None), Strengths(0.0, 1.0))
+
+
+def test_the_lean_storage_gives_the_same_picture():
+    full, lean = release.injected(), release.injected(storage=STORAGE[1])
+    for rows in ("positive", "negative"):
+        a, b = (release.noise_of(done.model, getattr(done, rows)) for done in (full, lean))
+        torch.testing.assert_close(a, b, **CLOSE)
+    assert lean.model.model_patches_models() == []
+
+
+# -- guiders -----------------------------------------------------------------------------------------------
+def predictions(guider: Any, batch: int = 1) -> torch.Tensor:
+    """What a guider makes of the golden latent in one call at timestep 599."""
+    sigma = release.model().get_model_object("model_sampling").sigmas[599]
+    x, kept = (IO["in.latent"] * (1 + sigma ** 2) ** 0.5).repeat(batch, 1, 1, 1), []
+
+    def once(network, _, sigmas, extra_args=None, callback=None, disable=None, **options):
+        out = network(x, sigma.repeat(batch), **(extra_args or {}))
+        kept.append((x - out) / sigma)
+        return out
+    guider.sample(torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(once), torch.stack([sigma, 0 * sigma]),
+                  disable_pbar=True, seed=0)
+    return kept[0]
+
+
+def cfg(model: Any, positive: Any, negative: Any, scale: float) -> Any:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(scale)
+    return guider
+
+
+@pytest.mark.parametrize("batch", (1, 3))
+def test_guidance_in_one_call_is_that_of_single_calls(batch):
+    done = release.injected(mask=IO["single.t599.mask.max_norm"][:, 0])
+    cond, uncond = (IO[f"single.t599.{name}_eps.max_norm"] for name in ("cond", "neg"))
+    for scale in (1.0, 3.5):
+        out = predictions(cfg(done.model, done.positive, done.negative, scale), batch)
+        for row in out:
+            torch.testing.assert_close(row[None], uncond + scale * (cond - uncond), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("style", ("regular", "nested"))
+def test_dual_guidance_keeps_the_rows_apart(style):
+    """The middle prompt carries no stamp and stays text alone."""
+    done = release.injected()
+    guider = comfy_extras.nodes_custom_sampler.Guider_DualCFG(done.model)
+    guider.set_conds(done.positive, release.prompts()[0], done.negative)
+    guider.set_cfg(3.0, 2.0, nested=style == "nested")
+    out = predictions(guider)
+    cond, text = IO["single.t599.cond_eps.nomask"], IO["single.t599.guidance_eps"]
+    black = release.noise_of(done.model, done.negative)
+    if style == "nested":
+        want = black + 2.0 * ((text + 3.0 * (cond - text)) - black)
+    else:
+        want = black + 2.0 * (text - black) + 3.0 * (cond - text)
+    torch.testing.assert_close(out, want, atol=5e-5, rtol=0)
+
+
+def test_a_combined_prompt_without_the_word_stays_plain():
+    """Two positives: the host averages what both give; only one of them carries the subject."""
+    positive, plain, word = release.prompts()
+    done = inject(release.model(), positive + plain, plain, release.subject(), word, Strengths(0.0, 1.0))
+    assert "1 of 2 prompts do not hold the word" in done.report
+    alone = release.noise_of(release.model(), plain) + IO["single.t599.cond_eps.nomask"]
+    torch.testing.assert_close(predictions(cfg(done.model, done.positive, done.negative, 1.0)), alone / 2, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", ((24, 16), (17, 13), (8, 31)))
+def test_any_size_runs_and_a_white_mask_is_no_mask(size):
+    """Odd sides too, where the release's own resizing fails."""
+    x = draw(3, 2, 4, *size)
+    results = []
+    for mask in (None, torch.ones(1, 64, 64), torch.zeros(1, 5, 7).index_fill(2, torch.tensor([0, 1]), 1.0)):
+        done = release.injected(mask=mask)
+        guider = cfg(done.model, done.positive, done.negative, 3.5)
+        results.append(guider.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("heun"), release.levels(4)[2:],
+                                     disable_pbar=True, seed=0))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+    assert (results[0] - results[2]).abs().max() > 1e-3
