@@ -12,4 +12,4 @@ LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
 
-LOAD, SUBJECT = "likeness/1 load", "likeness/2 subject"
+LOAD, SUBJECT, EXACT = "likeness/1 load", "likeness/2 subject", "likeness/exact"

@@ -185,4 +185,6 @@ MUTATIONS = [
     Mutation("the lean storage has the values in the place of the keys", HOSTING + "realcustom.py",
              "return Pair(*module.keys_values(key, self.tokens.to(device, weight.dtype)))",
              "return Pair(*module.keys_values(key, self.tokens.to(device, weight.dtype))[::-1])", RC_ROWS),
+    Mutation("denoise shortens the schedule instead", HOSTING + "exact.py", "[-(steps + 1):]", "[:steps + 1]", RC_GOLDEN),
+    Mutation("the sampler's callback gets the sample", HOSTING + "exact.py", '"denoised": x0', '"denoised": x', RC_GOLDEN),
 ]

@@ -6,7 +6,7 @@ import torch
 
 from host import release
 from host.release import IO
-from host.support import Named, comfy
+from host.support import Named, base, comfy
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.base_weights import apply_base
 from likeness.models.hosting.blocks import attention_blocks
@@ -82,7 +82,8 @@ def check_loop(latents, predictions):
         assert (mine - want).abs().max() <= 1e-4 * want.abs().max(), name
 
 
-def test_the_loop_with_the_releases_masks():
+def with_masks():
+    """An injection whose live masks are those of the golden loop."""
     done = release.injected(guidance=Named())
     levels = release.levels(6).tolist()
 
@@ -92,7 +93,42 @@ def test_the_loop_with_the_releases_masks():
         options = {**model_options["transformer_options"], GUIDANCE_KEY: live}
         return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
     done.model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "test", give)
+    return done
+
+
+def test_the_loop_with_the_releases_masks():
+    done = with_masks()
     check_loop(*loop(done.model, done.positive, done.negative))
+
+
+def test_the_nodes_repeat_the_loop(nodes):
+    """Core's guider with SIGMAS and SAMPLER of the two nodes; the picture is the prediction of the last step."""
+    done, want, seen = with_masks(), IO["loop.6steps.reuse3.max_norm.x0"], []
+    (sigmas,) = nodes["Likeness_ReleaseSigmas"].execute(done.model, "RealCustom++", 6, 1.0).args
+    (sampler,) = nodes["Likeness_RealCustomSampler"].execute().args
+    guider = comfy.samplers.CFGGuider(done.model)
+    guider.set_conds(done.positive, done.negative)
+    guider.set_cfg(schedule.CFG)
+    noise = IO["in.latent"]
+    out = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0,
+                        callback=lambda step, x0, x, total: seen.append((step, total, x0)))
+    assert [(step, total) for step, total, _ in seen] == [(step, 6) for step in range(6)]
+    for (_, _, x0), golden in zip(seen, want, strict=True):
+        assert (x0[0] - golden).abs().max() <= 1e-4 * golden.abs().max()
+    torch.testing.assert_close(out, done.model.model.process_latent_out(seen[-1][2]), atol=1e-4, rtol=1e-5)
+
+
+def test_release_sigmas(nodes):
+    execute = nodes["Likeness_ReleaseSigmas"].execute
+    model = release.model()
+    simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 25)
+    assert torch.equal(execute(model, "RealCustom++", 25, 1.0).args[0], simple)
+    half = execute(model, "RealCustom++", 10, 0.5).args[0]
+    assert torch.equal(half, execute(model, "RealCustom++", 20, 1.0).args[0][-11:])
+    with pytest.raises(LikenessError, match="the last of 5000"):
+        execute(model, "RealCustom++", 500, 0.1)
+    with pytest.raises(LikenessError, match="1000 noise levels of Stable Diffusion"):
+        execute(base("sd3")[0], "RealCustom++", 25, 1.0)
 
 
 def test_base_weights_of_the_file_take_the_place_of_the_checkpoints():
