@@ -156,7 +156,7 @@ MUTATIONS = [
     # -- RealCustom++ in the host
     Mutation("the negative attends to nothing", HOSTING + "inject.py", "black = number ^ 1", "black = 0", RC_GOLDEN),
     Mutation("the negative attends to the subject", HOSTING + "inject.py", "black = number ^ 1", "black = number", RC_GOLDEN),
-    Mutation("the middle block has no place", HOSTING + "blocks.py", 'out[f"middle.0.{index}"]', 'out[f"middle.1.{index}"]',
+    Mutation("the middle block has no place", HOSTING + "blocks.py", '("middle.0", getattr(unet', '("middle.1", getattr(unet',
              RC_GOLDEN),
     Mutation("keys and values change places", HOSTING + "realcustom.py", "self.k, self.v = nn.Parameter(k, requires_grad=False)",
              "self.v, self.k = nn.Parameter(k, requires_grad=False)", RC_ROWS),
