@@ -8,8 +8,8 @@ from ..models.common.records import LayerWeights as Weights
 from ..models.common.records import Subject, Word
 from ..models.common.reference import ON_MISSING
 from ..models.hosting.adapters import Adapter
-from ..models.hosting.inject import Strengths, inject
-from ..models.hosting.prompt import encode_prompt, tokens_report
+from ..models.hosting.inject import STORAGE, Strengths, inject
+from ..models.hosting.prompt import RULES, encode_prompt, tokens_report
 from . import _types
 
 CUSTOM = "custom"
@@ -62,6 +62,12 @@ class EncodePrompt(io.ComfyNode):
                     tooltip="The same text, encoded by another node: its vectors stay as they are, the word is "
                             "only looked up. Another text is refused.",
                 ),
+                io.Combo.Input(
+                    "rule", options=list(RULES), default=RULES[0], optional=True, advanced=True,
+                    tooltip="whole words is right for nearly all. The release of RealCustom takes any part of "
+                            "the text, so that cat is also found in category, minds upper and lower case, and "
+                            "reads the first 75 tokens only; choose it to repeat its pictures.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -82,8 +88,8 @@ class EncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: io.Clip.Type, text: str, word: str, occurrence: int, on_missing: str,
-                conditioning: io.Conditioning.Type | None = None) -> io.NodeOutput:
-        encoded, place, found = encode_prompt(clip, text, word, occurrence, conditioning, on_missing)
+                conditioning: io.Conditioning.Type | None = None, rule: str = RULES[0]) -> io.NodeOutput:
+        encoded, place, found = encode_prompt(clip, text, word, occurrence, conditioning, on_missing, rule)
         return io.NodeOutput(encoded, place, tokens_report(place), found)
 
 
@@ -143,8 +149,7 @@ class DualLevelInjector(io.ComfyNode):
                 _types.Guidance.Input(
                     "guidance", optional=True,
                     tooltip="A mask that follows the word while the picture is made. It limits the local "
-                            "level. The node that makes it comes with the RealCustom++ method in a later "
-                            "version.",
+                            "level. The node that makes it comes in a later version.",
                 ),
                 _types.LayerWeights.Input(
                     "layer_weights", optional=True,
@@ -155,6 +160,12 @@ class DualLevelInjector(io.ComfyNode):
                     "curve", optional=True, extra_dict={"forceInput": True},
                     tooltip="From core's Curve Editor: local strength over the steps, first step on the "
                             "left. It multiplies the local strength.",
+                ),
+                io.Combo.Input(
+                    "storage", options=list(STORAGE), default=STORAGE[0], optional=True, advanced=True,
+                    tooltip="For RealCustom++, what is kept between the steps: its keys and values (243 MB a "
+                            "subject on SDXL), or the tokens only, which needs next to no memory and is slower. "
+                            "The picture is the same.",
                 ),
             ],
             outputs=[
@@ -192,12 +203,13 @@ class DualLevelInjector(io.ComfyNode):
     def execute(cls, model: io.Model.Type, positive: io.Conditioning.Type, negative: io.Conditioning.Type,
                 subject: Subject, word: Word, preset: str, global_strength: float, local_strength: float,
                 start_percent: float, end_percent: float, mask: io.Mask.Type | None = None,
-                guidance: object = None, layer_weights: Weights = (), curve: object = None) -> io.NodeOutput:
+                guidance: object = None, layer_weights: Weights = (), curve: object = None,
+                storage: str = STORAGE[0]) -> io.NodeOutput:
         _types.check_curve(curve)
         levels = STRENGTHS.get(preset, (global_strength, local_strength))
         result = inject(model, positive, negative, subject, word,
                         Strengths(*levels, start_percent, end_percent), mask, guidance, layer_weights or (),
-                        curve)
+                        curve, storage)
         said = [] if preset == CUSTOM else [f"preset {preset}: global {levels[0]:g}, local {levels[1]:g}; the "
                                             "two sliders are not used"]
         text = "\n".join([*said, result.report])

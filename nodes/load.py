@@ -7,11 +7,11 @@ from comfy_api.latest import io
 
 from ..models.common.errors import LikenessError
 from ..models.hosting import demo
-from ..models.hosting.adapters import Adapter, load_adapter, wanted_encoders
+from ..models.hosting.adapters import Adapter, load_adapter, load_encoders, wanted_encoders
 from ..models.hosting.encoders import Encoder, Encoders, load_encoder, match, says_mae
 from . import _paths, _types
 
-NO_SECOND = "none"
+NO_SECOND, IGNORE = "none", "ignore"
 
 
 def _path(name: str, folders: tuple[str, ...]) -> Path:
@@ -44,6 +44,9 @@ def _adapter_lines(adapter: Adapter) -> list[str]:
     config, metadata = adapter.config, dict(adapter.metadata)
     lines = [f"{adapter.name}: method {adapter.method} for {config.base}, text width {config.width}, "
              f"{len(config.layers)} layers"]
+    if adapter.found_base:
+        use = "used in place of the checkpoint's" if adapter.base_weights else "ignored"
+        lines.append(f"the file also holds {adapter.found_base} tensors of a base model: {use}")
     if metadata.get("dataset_license"):
         lines.append(f"licence of its training data: {metadata['dataset_license']}")
     return lines
@@ -65,6 +68,11 @@ class LoadAdapter(io.ComfyNode):
                     "file", options=_paths.adapter_files(),
                     tooltip="Adapter file from models/likeness. The method is told from its contents, so "
                             "any file name will do.",
+                ),
+                io.Combo.Input(
+                    "base_weights", options=[IGNORE, "apply"], default=IGNORE, optional=True, advanced=True,
+                    tooltip="For RealCustom++ files that also hold a whole base model: ignore it and keep your "
+                            "checkpoint, or apply it in the injector. The text output says what was found.",
                 ),
             ],
             outputs=[
@@ -94,12 +102,12 @@ class LoadAdapter(io.ComfyNode):
         return _paths.stamp(_paths.find(file, (_paths.FOLDER,)), *_paths.encoder_candidates())
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
+    def execute(cls, file: str, base_weights: str = IGNORE) -> io.NodeOutput:
         path = _path(file, (_paths.FOLDER,))
-        adapter = load_adapter(path)
-        wanted, hashes = wanted_encoders(path)
-        paths = match(wanted, hashes, [other for other in _paths.encoder_candidates() if other != path])
-        encoders = Encoders(tuple(load_encoder(other) for other in paths))
+        adapter = load_adapter(path, base_weights != IGNORE)
+        wanted, hashes, registers = wanted_encoders(adapter)
+        paths = match(wanted, hashes, [other for other in _paths.encoder_candidates() if other != path], registers)
+        encoders = load_encoders(adapter, paths)
         text = "\n".join([*_adapter_lines(adapter), *_encoder_lines(encoders.items, paths, hashes)])
         return io.NodeOutput(adapter, encoders, text)
 

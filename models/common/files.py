@@ -6,7 +6,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,14 +188,16 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
         raise
 
 
-def load(path: str | os.PathLike[str],
-         device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises LikenessError for a file that read_header refuses."""
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu",
+         only: Callable[[str], bool] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file; `only` picks tensors by name.
+
+    Raises LikenessError for a file that read_header refuses."""
     header = read_header(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             # Copies: a tensor that stays mapped into the file would block its replacement on Windows.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys() if only is None or only(name)}
     except SafetensorError as error:
         raise _refuse(Path(path), f"cannot be read ({error})", _AGAIN) from error
     return tensors, header.metadata

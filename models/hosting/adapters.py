@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor
@@ -17,21 +18,29 @@ from ..common.errors import LikenessError
 from ..common.records import Subject
 from ..custany.adapter import CustAny, check_shapes, is_custany
 from ..custany.config import CustAnyConfig, from_metadata
+from ..realcustom import adapter as realcustom_adapter
+from ..realcustom import config as realcustom_config
 from ..vision.load import looks_like
-from .encoders import Encoders, encode, read_weights
+from . import realcustom
+from .encoders import Encoders, encode, load_encoder, read_weights
 from .memory import compute_dtype, patcher_of, ready
 
 PAIRINGS = ("concat", "average", "one per latent")
 
 
 class Adapter(NamedTuple):
-    """LIKENESS_ADAPTER: a method's trained modules; `patcher.model` is the method's own module."""
+    """LIKENESS_ADAPTER: a method's trained modules; `patcher.model` is the method's own module.
+
+    base_weights: (name, tensor) of a whole UNet that came in the file, in diffusers names, when it shall be used.
+    """
     method: str
     patcher: Any
-    config: CustAnyConfig
+    config: Any  # the method's own: CustAnyConfig or RealCustomConfig
     metadata: tuple[tuple[str, str], ...]
     sha256: str
     name: str
+    base_weights: tuple[tuple[str, Tensor], ...] = ()
+    found_base: int = 0  # tensors of a UNet in the file, used or not
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -39,55 +48,88 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return comfy.ldm.modules.attention.optimized_attention(q, k, v, heads)
 
 
-def load_adapter(path: str | Path) -> Adapter:
-    """The method is told from tensor names and metadata, never from the file's name. Raises LikenessError."""
+def load_adapter(path: str | Path, keep_base: bool = False) -> Adapter:
+    """The method is told from tensor names and metadata, never from the file's name. Raises LikenessError.
+
+    keep_base: also take the UNet that a RealCustom++ file may hold."""
     path = Path(path)
+    names, only = None, None
     if files.is_safetensors(path):  # a wrong file, perhaps a checkpoint of many gigabytes, is told from its header
-        _check_known(files.read_header(path).tensors, path.name)
-    state, metadata = read_weights(path)
-    return make_adapter(state, metadata, files.sha256(path), path.name, path)
+        names = list(files.read_header(path).tensors)
+        only = _wanted_names(_check_known(names, path.name), keep_base)
+    state, metadata = read_weights(path, only)
+    adapter = make_adapter(state, metadata, files.sha256(path), path.name, keep_base, path)
+    return adapter if names is None else adapter._replace(found_base=_base_count(adapter.method, names))
 
 
-def _check_known(names: Iterable[str], name: str) -> None:
-    """Raises LikenessError for the tensor names of a file that is no adapter."""
+def _wanted_names(method: str, keep_base: bool) -> Callable[[str], bool] | None:
+    """Which tensors of a file are read; None: all."""
+    return realcustom_config.is_own if method == "realcustom" and not keep_base else None
+
+
+def _base_count(method: str, names: Iterable[str]) -> int:
+    return len(realcustom_config.split(dict.fromkeys(names)).base) if method == "realcustom" else 0
+
+
+def _check_known(names: Iterable[str], name: str) -> str:
+    """The method of a file with these tensors; raises LikenessError for one that is no adapter."""
     names = list(names)
-    if not is_custany(names):
-        guess = looks_like(names)
-        raise LikenessError(f"The file {name} is no subject adapter of a method that this pack knows"
-                            + (f", it looks like {guess}" if guess else "") + "; choose another file.")
+    if is_custany(names):
+        return "custany"
+    if realcustom_config.is_realcustom(names):
+        return "realcustom"
+    guess = looks_like(names)
+    raise LikenessError(f"The file {name} is no subject adapter of a method that this pack knows"
+                        + (f", it looks like {guess}" if guess else "") + "; choose another file.")
 
 
 def make_adapter(state: Mapping[str, Tensor], metadata: Mapping[str, str], sha256: str, name: str,
-                 path: Path | None = None) -> Adapter:
+                 keep_base: bool = False, path: Path | None = None) -> Adapter:
     """From tensors that are read already; `path` is where the host can read them again for another device."""
-    _check_known(state, name)
-    config = from_metadata(dict(metadata))
-    check_shapes(config, {key: tuple(value.shape) for key, value in state.items()})
-    patcher = _patcher(state, config)
+    method = _check_known(state, name)
+    patcher, config = _patcher(method, state, metadata)
     if path is not None:
         patcher.cached_patcher_init = (reload_adapter, (path,))
-    return Adapter("custany", patcher, config, tuple(sorted(metadata.items())), sha256, name)
+    found = realcustom_config.split(state).base if method == "realcustom" else {}
+    kept = tuple(found.items()) if keep_base else ()
+    return Adapter(method, patcher, config, tuple(sorted(metadata.items())), sha256, name, kept, len(found))
 
 
 def reload_adapter(path: Path, disable_dynamic: bool = False) -> Any:
     """The host's factory for a copy with weights of its own."""
-    state, metadata = read_weights(path)
-    return _patcher(state, from_metadata(metadata), disable_dynamic)
+    only = None
+    if files.is_safetensors(path):
+        only = _wanted_names(_check_known(files.read_header(path).tensors, path.name), False)
+    state, metadata = read_weights(path, only)
+    return _patcher(_check_known(state, path.name), state, metadata, disable_dynamic)[0]
 
 
-def _patcher(state: Mapping[str, Tensor], config: CustAnyConfig, disable_dynamic: bool = False) -> Any:
+def _patcher(method: str, state: Mapping[str, Tensor], metadata: Mapping[str, str],
+             disable_dynamic: bool = False) -> tuple[Any, Any]:
+    module, config = (_realcustom if method == "realcustom" else _custany)(state, metadata)
+    return patcher_of(module, disable_dynamic), config
+
+
+def _custany(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[CustAny, CustAnyConfig]:
+    config = from_metadata(dict(metadata))
+    check_shapes(config, {key: tuple(value.shape) for key, value in state.items()})
     module = CustAny(config, operations=comfy.ops.manual_cast, dtype=torch.float32, device="meta", attention=_attention)
-    patcher = patcher_of(module, disable_dynamic)
-    dtype = compute_dtype(patcher.load_device)
+    dtype = compute_dtype(comfy.model_management.get_torch_device())
     module.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)
-    module.requires_grad_(False)
-    return patcher
+    return module, config
 
 
-def wanted_encoders(path: str | Path) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
-    """(family, width) of the encoders that an adapter file was trained with, and their hashes where it names them."""
-    metadata = files.read_header(path).metadata if files.is_safetensors(path) else {}
-    return from_metadata(metadata).encoders, encoder_hashes(metadata)
+def _realcustom(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[Any, realcustom_config.RealCustomConfig]:
+    config = realcustom_config.identify(state, metadata)
+    dtype = compute_dtype(comfy.model_management.get_torch_device())
+    parts = realcustom_config.split(state)
+    return realcustom_adapter.build(config, parts, comfy.ops.manual_cast, dtype, _attention), config
+
+
+def wanted_encoders(adapter: Adapter) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...], tuple[int, ...]]:
+    """(family, width) of the encoders of an adapter's training, their hashes where its file names them, and how many
+    registers each must have where that matters. Raises LikenessError."""
+    return adapter.config.encoders, encoder_hashes(dict(adapter.metadata)), getattr(adapter.config, "registers", ())
 
 
 def encoder_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -100,8 +142,18 @@ def encoder_hashes(metadata: Mapping[str, str]) -> tuple[str, ...]:
                             "again.") from error
 
 
+def load_encoders(adapter: Adapter, paths: list[Path]) -> Encoders:
+    """The adapter's encoders; RealCustom++ reads no block after its deepest one, and wants the exact GELU."""
+    if adapter.method != "realcustom":
+        return Encoders(tuple(load_encoder(path) for path in paths))
+    return Encoders(tuple(load_encoder(path, max(blocks) + 1, True)
+                          for path, blocks in zip(paths, adapter.config.blocks, strict=True)))
+
+
 def extract(adapter: Adapter, encoders: Encoders, pictures: Tensor, combine: str, source: str) -> Subject:
-    """Cut-out pictures (b, s, s, 3) in 0..1 -> SUBJECT. Raises LikenessError when the encoders do not fit."""
+    """Pictures (b, h, w, 3) in 0..1 -> SUBJECT. Raises LikenessError when the encoders do not fit."""
+    if adapter.method == "realcustom":
+        return realcustom.extract(adapter, encoders, pictures, combine, source)
     wanted = adapter.config.encoders
     got = tuple((item.config.family, item.config.width) for item in encoders.items)
     if got != wanted:

@@ -9,14 +9,17 @@ FAMILIES = {768: "SD1.5", 1024: "SD2", 2048: "SDXL", 128: "the miniature"}
 
 
 def attention_blocks(model: Any) -> dict[str, int]:
-    """Key "output.3.0" -> channels, for every transformer block of a MODEL's UNet; empty for other networks."""
+    """Key "output.3.0" -> channels, for every transformer block of a MODEL's UNet, in the order of the network; empty for
+    other networks. The host numbers the middle block 0."""
     unet = model.get_model_object("diffusion_model")
+    blocks = [(f"{part}.{number}", block) for part in ("input", "output")
+              for number, block in enumerate(getattr(unet, f"{part}_blocks", ()))]
+    down = sum(name.startswith("input") for name, _ in blocks)
     out: dict[str, int] = {}
-    for part in ("input", "output"):
-        for number, block in enumerate(getattr(unet, f"{part}_blocks", ())):
-            for layer in block:
-                for index, transformer in enumerate(getattr(layer, "transformer_blocks", ())):
-                    out[f"{part}.{number}.{index}"] = int(transformer.norm1.normalized_shape[0])
+    for name, block in (*blocks[:down], ("middle.0", getattr(unet, "middle_block", ())), *blocks[down:]):
+        for layer in block:
+            for index, transformer in enumerate(getattr(layer, "transformer_blocks", ())):
+                out[f"{name}.{index}"] = int(transformer.norm1.normalized_shape[0])
     return out
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,17 +41,22 @@ class Encoders(NamedTuple):
         return "+".join(item.sha256[:16] for item in self.items)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of any weights file; pickles only through the host's safe loader."""
+def read_weights(path: str | Path, only: Callable[[str], bool] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of any weights file; pickles only through the host's safe loader, and always whole."""
     path = Path(path)
     files.check_file(path)
     if files.is_safetensors(path):
-        return files.load(path)
+        return files.load(path, only=only)
     try:
         return unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}
     except Exception as error:  # the unpickler raises what it likes
         raise LikenessError(f"The file {path.name} cannot be read as weights ({type(error).__name__}); download it again, "
                             "best as .safetensors.") from error
+
+
+def label(config: VitConfig) -> str:
+    """Family and width, for the artist."""
+    return f"{config.family} {config.width}" + (f" with {config.registers} registers" if config.registers else "")
 
 
 def describe(path: str | Path) -> VitConfig | None:
@@ -87,28 +92,31 @@ def _describe(path: str | Path, modified: int, size: int) -> tuple[VitConfig | N
         return None, False
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """Raises LikenessError for anything that is no vision encoder."""
+def load_encoder(path: str | Path, depth: int | None = None, exact_gelu: bool = False) -> Encoder:
+    """The first `depth` blocks, or all. Raises LikenessError for anything that is no vision encoder."""
     state, metadata = read_weights(path)
-    return make_encoder(state, metadata, files.sha256(path), Path(path).name, Path(path))
+    return make_encoder(state, metadata, files.sha256(path), Path(path).name, depth, exact_gelu, Path(path))
 
 
-def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str,
-                 path: Path | None = None) -> Encoder:
-    """From tensors that are read already; `path` is where the host can read them again for another device."""
-    patcher, config = _patcher(state, metadata)
+def make_encoder(state: Mapping[str, Any], metadata: Mapping[str, str], sha256: str, name: str, depth: int | None = None,
+                 exact_gelu: bool = False, path: Path | None = None) -> Encoder:
+    """From tensors that are read already; exact_gelu: whatever form of GELU the style of the file stands for; `path` is where
+    the host can read them again for another device."""
+    patcher, config = _patcher(state, metadata, depth, exact_gelu)
     if path is not None:
-        patcher.cached_patcher_init = (reload_encoder, (path,))
+        patcher.cached_patcher_init = (reload_encoder, (path, depth, exact_gelu))
     return Encoder(patcher, config, sha256, name)
 
 
-def reload_encoder(path: Path, disable_dynamic: bool = False) -> Any:
+def reload_encoder(path: Path, depth: int | None = None, exact_gelu: bool = False, disable_dynamic: bool = False) -> Any:
     """The host's factory for a copy with weights of its own."""
-    return _patcher(*read_weights(path), disable_dynamic)[0]
+    return _patcher(*read_weights(path), depth, exact_gelu, disable_dynamic)[0]
 
 
-def _patcher(state: Mapping[str, Any], metadata: Mapping[str, str], disable_dynamic: bool = False) -> tuple[Any, VitConfig]:
-    model, config = load_vit(state, metadata, operations=comfy.ops.manual_cast)
+def _patcher(state: Mapping[str, Any], metadata: Mapping[str, str], depth: int | None, exact_gelu: bool,
+             disable_dynamic: bool = False) -> tuple[Any, VitConfig]:
+    metadata = {**metadata, "likeness.activation": "gelu"} if exact_gelu else metadata
+    model, config = load_vit(state, metadata, operations=comfy.ops.manual_cast, depth=depth)
     patcher = patcher_of(model, disable_dynamic)
     dtype = compute_dtype(patcher.load_device)
     if dtype != torch.float32:
@@ -141,25 +149,32 @@ def encode(encoders: Encoders, pictures: Tensor, sizes: tuple[int, ...] = ()) ->
     return out
 
 
-def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidates: list[str | Path]) -> list[Path]:
+def match(wanted: tuple[tuple[str, int], ...], hashes: tuple[str, ...], candidates: list[str | Path],
+          registers: tuple[int, ...] = ()) -> list[Path]:
     """The file for each wanted (family, width): the one with the right hash, else the first that fits.
 
-    A file that says that it is an MAE comes before one that could be a plain ViT. Pickles, which must be read whole, are
-    only looked at while something is missing. Raises LikenessError that names what is missing."""
+    registers: how many each must have, where that matters. A file that says that it is an MAE comes before one that could
+    be a plain ViT. Pickles, which must be read whole, are only looked at while something is missing. Raises LikenessError
+    that names what is missing."""
+    numbers = registers or (None,) * len(wanted)
     paths = sorted(map(Path, candidates), key=lambda path: not files.is_safetensors(path))
     known: list[tuple[Path, VitConfig | None]] = []
+
+    def fitting_files(index: int) -> list[Path]:
+        return [path for path, c in known if c is not None and (c.family, c.width) == wanted[index]
+                and numbers[index] in (None, c.registers)]
     for path in paths:
-        have = {(c.family, c.width) for _, c in known if c is not None}
-        if not files.is_safetensors(path) and have.issuperset(wanted):
+        if not files.is_safetensors(path) and all(map(fitting_files, range(len(wanted)))):
             break
         known.append((path, describe(path)))
     out = []
     for index, (family, width) in enumerate(wanted):
-        fitting = [path for path, c in known if c is not None and (c.family, c.width) == (family, width)]
+        number, fitting = numbers[index], fitting_files(index)
         if not fitting:
-            found = ", ".join(f"{p.name} ({c.family} {c.width})" for p, c in known if c is not None) or "no encoder at all"
-            raise LikenessError(f"This adapter needs a {family} encoder of width {width}, found {found}; put the file into "
-                                "models/likeness or models/clip_vision and press R.")
+            found = ", ".join(f"{p.name} ({label(c)})" for p, c in known if c is not None) or "no encoder at all"
+            extra = f" with {number} registers" if number else ""
+            raise LikenessError(f"This adapter needs a {family} encoder of width {width}{extra}, found {found}; put the file "
+                                "into models/likeness or models/clip_vision and press R.")
         exact = [p for p in fitting if index < len(hashes) and hashes[index] and len(fitting) > 1
                  and files.sha256(p).startswith(hashes[index][:16])]
         surer = [path for path in fitting if family == "mae" and says_mae(path)]

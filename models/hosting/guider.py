@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from ..inversion.masks import fit_mask
+from .image_attention import ImageInjection
 from .injector import LocalInjection
 from .stamps import KEY, stamped
 
+OWN = (LocalInjection, ImageInjection)  # the pack's patches, which look at stamps and not at slots
 FIRST, FREE, NEGATIVE = "positive", "free", "negative"
 Conditioning = list[list[Any]]
 
@@ -190,7 +192,7 @@ def counts_slots(model_options: dict[str, Any]) -> bool:
     options = model_options.get("transformer_options", {})
     if any(options.get("patches_replace", {}).values()):
         return True
-    return any(not isinstance(patch, LocalInjection) for patches in options.get("patches", {}).values() for patch in patches)
+    return any(not isinstance(patch, OWN) for patches in options.get("patches", {}).values() for patch in patches)
 
 
 def _check_same(model: Any, free_model: Any) -> None:

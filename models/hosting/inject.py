@@ -10,12 +10,16 @@ from torch import Tensor
 from ..common.errors import LikenessError
 from ..common.records import LayerWeights, Subject, Word
 from .adapters import Adapter, picture_hash, project, word_delta
+from .base_weights import apply_base
 from .blocks import check_fits
+from .image_attention import ImagePlan, add_image_injection
 from .injector import LocalInjection, Plan, Timing
 from .prompt import HASH_KEY, TEXT_KEY, shift_of
+from .realcustom import black_store, subject_store
 from .stamps import add_reader, stamped
 
 DROPPED_KEY = "likeness_dropped"
+STORAGE = ("keys and values", "tokens only")  # what RealCustom++ keeps between the steps
 Conditioning = list[list[Any]]
 
 
@@ -35,7 +39,8 @@ class Injected(NamedTuple):
 
 
 def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: Subject, word: Word, strengths: Strengths,
-           mask: Tensor | None = None, guidance: Any = None, layers: LayerWeights = (), curve: Any = None) -> Injected:
+           mask: Tensor | None = None, guidance: Any = None, layers: LayerWeights = (), curve: Any = None,
+           storage: str = STORAGE[0]) -> Injected:
     """New MODEL and conditionings with the subject; what came in is left as it was. Raises LikenessError."""
     adapter: Adapter = subject.adapter
     if adapter is None:
@@ -62,28 +67,44 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
     matches = _matches(positive, word)
     lines = [f"method {subject.method}, adapter {adapter.name}"]
 
-    number = 0
+    number = black = 0
     if factors:
-        plan, number = _plan(model, subject, word, strengths, factors, mask, guidance, curve)
         model = model.clone()
         add_reader(model)
-        # The same subject may come over two branches of prompts that meet again: one patch serves all rows that carry it.
-        if number not in _numbers(model):
-            model.set_model_patch(LocalInjection(plan), "middle_patch")
-        lines.append(f"local {strengths.local:g}: {len(factors)} layers, {plan.keys_values[0][1].shape[1]} tokens from "
-                     f"{plan.keys_values[0][1].shape[0]} reference(s)"
+        number = _number(subject, word, strengths, factors, mask, guidance, curve)
+        timing = _timing(model, strengths, curve)
+        name = getattr(guidance, "name", None)
+        if adapter.method == "realcustom":
+            black = number ^ 1
+            keep = storage == STORAGE[0]
+            stores = subject_store(subject, list(factors), keep), black_store(subject, keep)
+            add_image_injection(model, ImagePlan(number, black, *stores, subject.pairing, tuple(factors.items()), timing, mask,
+                                                 name))
+        elif number not in _numbers(model):
+            # The same subject may come over two branches of prompts that meet again: one patch serves all its rows.
+            model.set_model_patch(LocalInjection(Plan(number, adapter.patcher, project(subject, list(factors)), subject.pairing,
+                                                      tuple(factors.items()), timing, mask, name)), "middle_patch")
+        local = subject.get("local")
+        lines.append(f"local {strengths.local:g}: {len(factors)} layers, {local.shape[1]} tokens from "
+                     f"{local.shape[0]} reference(s)"
                      + (", limited by a mask" if mask is not None or guidance is not None else ""))
+        if adapter.method == "realcustom" and mask is None and guidance is None:
+            lines.append("no mask and no guidance: the subject acts in the whole picture")
+        if adapter.base_weights:
+            lines.append(apply_base(model, adapter.base_weights))
     else:
         lines.append("local 0: off" + (", so the mask has no effect: it limits the local level only"
                                        if mask is not None or guidance is not None else ""))
-    if strengths.global_ != 0.0:
+    delta = None
+    if adapter.method == "realcustom":
+        lines.append("global: this method has none, its subject lives in the local level alone")
+    elif strengths.global_ != 0.0:
         delta = _delta(subject, word)
         lines.append(f"global {strengths.global_:g}: {len(word.firsts)} column(s) of \"{word.text}\"")
     else:
-        delta = None
         lines.append("global 0: off")
-    if strengths.global_ == 0.0 and not factors:
-        return Injected(model, positive, negative, "\n".join([*lines, "both strengths are 0: passed through"]))
+    if delta is None and not factors:
+        return Injected(model, positive, negative, "\n".join([*lines, "nothing is left to act: passed through"]))
     if curve is not None or layers:
         lines.append("curve and layer weights act on the local level only")
 
@@ -98,7 +119,7 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
     if skipped:
         lines.append(f"{skipped} of {len(matches)} prompts do not hold the word and stay as they are")
     if number:
-        negative = [stamped(entry, 0) for entry in negative]
+        negative = [stamped(entry, black) for entry in negative]
     return Injected(model, out, negative, "\n".join(lines))
 
 
@@ -131,21 +152,21 @@ def _matches(positive: Conditioning, word: Word) -> list[int | None]:
     return out
 
 
-def _plan(model: Any, subject: Subject, word: Word, strengths: Strengths, factors: dict[str, float], mask: Tensor | None,
-          guidance: Any, curve: Any) -> tuple[Plan, int]:
-    keys_values = project(subject, list(factors))
+def _timing(model: Any, strengths: Strengths, curve: Any) -> Timing:
     sampling = model.get_model_object("model_sampling")
-    timing = Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
-                    0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
+    return Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
+                  0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
+
+
+def _number(subject: Subject, word: Word, strengths: Strengths, factors: dict[str, float], mask: Tensor | None,
+            guidance: Any, curve: Any) -> int:
+    """An odd number that stands for this injection with all its settings; the even one below it is free for its negative."""
     # the tokens themselves: concat and average of the same pictures share all other hashes
     tokens = picture_hash(*(tensor for _, tensor in subject.tokens))
     label = repr((tokens, subject.adapter_hash, subject.pairing, word.prompt_hash, word.text, word.columns,
                   sorted(factors.items()), strengths, picture_hash(mask), getattr(curve, "points", None),
                   getattr(guidance, "name", None)))
-    number = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
-    plan = Plan(number, subject.adapter.patcher, keys_values, subject.pairing, tuple(factors.items()), timing, mask,
-                getattr(guidance, "name", None))
-    return plan, number
+    return int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
 
 
 def _delta(subject: Subject, word: Word) -> Tensor:

@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from .row_masks import check_batch, row_masks
 from .stamps import KEY, RowStamps
-
-GUIDANCE_KEY = "likeness_guidance"
 
 
 class Timing(NamedTuple):
@@ -104,64 +102,17 @@ class LocalInjection:
         """x with the subject in these rows."""
         index = torch.tensor(rows, device=x.device)
         batch = x.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
-        if "context_window" not in extra_options:  # a window of a video holds a part of the batch
-            self._check_batch(batch)
+        references = self._layers[key][0].shape[0] if self.plan.pairing == "per latent" else 0
+        check_batch(self.plan.mask, references, batch, extra_options)
         k, v = (self._references(t, rows, batch).to(x) for t in self._layers[key])
         added = self.plan.patcher.model.local(key, x[index], k, v)
-        mask = self._mask(stamps, rows, batch, x, extra_options)
+        mask = row_masks(self.plan.mask, self.plan.guidance, stamps, rows, batch, x, extra_options)
         if mask is not None:
             added = added * mask
         return x.index_add(0, index, (added * weight).to(x.dtype))
-
-    def _check_batch(self, batch: int) -> None:
-        """Raises LikenessError where a mask or a reference would find no latent; fewer go round."""
-        references = self.plan.keys_values[0][1].shape[0] if self.plan.pairing == "per latent" else 0
-        masks = self.plan.mask.shape[0] if self.plan.mask is not None else 0
-        for count, what in ((masks, "masks"), (references, "references, one per latent,")):
-            if count > batch:
-                raise LikenessError(f"The injector has {count} {what} and the batch holds {batch} latent"
-                                    f"{'s' if batch > 1 else ''}; make the batch {count} large, or give at most {batch}.")
 
     def _references(self, tokens: Tensor, rows: list[int], batch: int) -> Tensor:
         """(references, l, c) -> (rows, l', c): all references in one row of tokens, or the row's own."""
         if self.plan.pairing == "per latent":
             return tokens[[(row % batch) % tokens.shape[0] for row in rows]]
         return tokens.flatten(0, 1)[None].expand(len(rows), -1, -1)
-
-    def _mask(self, stamps: RowStamps, rows: list[int], batch: int, x: Tensor, extra_options: dict[str, Any]) -> Tensor | None:
-        """(rows, tokens, 1) share of the subject at each place, cut to the row's own area."""
-        masks = []
-        if self.plan.guidance is not None:
-            live = extra_options.get(GUIDANCE_KEY, {}).get(self.plan.guidance)
-            if live is None:
-                raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none; give the model "
-                                    "that the Guidance Mask Generator returned to the sampler.")
-            masks.append(live.reshape(-1, *live.shape[-2:]))
-        if self.plan.mask is not None:
-            masks.append(self.plan.mask)
-        if not masks:
-            return None
-        shape = extra_options.get("activations_shape")
-        height, width = shape[-2:] if shape is not None else grid_of(x.shape[1], stamps.latent)
-        out = []
-        for row in rows:
-            own = [mask[(row % batch) % mask.shape[0]].to(x.device, torch.float32) for mask in masks]
-            shares = [area_of(one, stamps.areas[row], stamps.latent, (height, width)) for one in own]
-            out.append(torch.stack(shares).prod(0).reshape(-1, 1))
-        return torch.stack(out).to(x.dtype)
-
-
-def grid_of(tokens: int, latent: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a token grid that is a latent (height, width) made coarser by a whole factor."""
-    factor = max(1, round((latent[0] * latent[1] / tokens) ** 0.5))
-    return -(-latent[0] // factor), -(-latent[1] // factor)
-
-
-def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it."""
-    if area is not None:
-        # first to the latent's cells, so that the area is cut where the host cut the latent
-        mask = F.interpolate(mask[None, None], latent, mode="area")[0, 0]
-        height, width, y, x = area
-        mask = mask[y:y + height, x:x + width]
-    return F.interpolate(mask[None, None], size, mode="area")[0, 0]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import comfy.sd1_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,10 +15,13 @@ from torch import Tensor
 from ..common.columns import Found, find_word, is_cut, near_words
 from ..common.errors import LikenessError
 from ..common.records import Word
+from ..realcustom.phrase import substring_ranges
 
 HASH_KEY, TEXT_KEY = "likeness_prompt_hash", "likeness_prompt"
 # How alike another node's rows must be to ours, as cosines: its weighting and layer may differ, its text may not.
 WORD_ALIKE, END_ALIKE = 0.7, 0.6
+WHOLE_WORDS, SUBSTRING = "whole words", "as in the RealCustom release (substring)"
+RULES = (WHOLE_WORDS, SUBSTRING)
 Conditioning = list[list[Any]]
 
 
@@ -90,8 +94,31 @@ def locate(clip: Any, tokens: Any, word: str, occurrence: int) -> tuple[Found, s
     return found, key, windows
 
 
+def locate_as_release(clip: Any, tokens: Any, text: str, word: str, occurrence: int) -> tuple[Found, str, list[list[tuple]]]:
+    """As `locate`, by the RealCustom release's rule: a substring of the text after prompt weights are read, in its first
+    window, upper and lower case apart."""
+    key, windows = _windows(tokens)
+    tokenizer = getattr(clip.tokenizer, f"clip_{key}").tokenizer
+    plain = "".join(comfy.sd1_clip.unescape_important(part)
+                    for part, _ in comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0))
+
+    def ids(part: str) -> list[int]:
+        return tokenizer(part)["input_ids"][1:-1]
+    own = [entry[0] for entry in windows[0][1:-1]]
+    if any(not isinstance(a, int) or a != b for a, b in zip(own, ids(plain), strict=False)):
+        raise LikenessError("The substring rule counts plain words, and an embedding in this prompt moves them; take it out, or "
+                            "choose the rule whole words.")
+    ranges = substring_ranges(plain, word.strip(), lambda part: len(ids(part)))
+    chosen = [range(a, b) for a, b in (ranges if occurrence == 0 else ranges[occurrence - 1:occurrence]) if b > a]
+    columns = tuple(dict.fromkeys(column for one in chosen for column in one))
+    regular = len({len(one) for one in chosen}) == 1 and len(columns) == sum(map(len, chosen))
+    # occurrences that overlap or have different lengths count as one
+    firsts = tuple(range(0, len(columns), len(chosen[0]))) if regular else (0,) if columns else ()
+    return Found(columns, firsts, len(ranges)), key, windows
+
+
 def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditioning: Conditioning | None = None,
-                  on_missing: str = "error") -> tuple[Conditioning, Word, bool]:
+                  on_missing: str = "error", rule: str = WHOLE_WORDS) -> tuple[Conditioning, Word, bool]:
     """CONDITIONING with the prompt's hash, WORD, and whether the word was found.
 
     With `conditioning` the word is looked up in it and its rows stay as they are. Raises LikenessError for a missing
@@ -99,7 +126,10 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
     if clip is None:
         raise LikenessError("The CLIP input is empty: this checkpoint holds no text encoder; load one with a CLIP loader.")
     tokens = clip.tokenize(text)
-    found, key, windows = locate(clip, tokens, word, occurrence)
+    if rule == WHOLE_WORDS:
+        found, key, windows = locate(clip, tokens, word, occurrence)
+    else:
+        found, key, windows = locate_as_release(clip, tokens, text, word, occurrence)
     digest = prompt_hash(text)
     if not found.columns and on_missing == "error":
         raise LikenessError(_missing(clip, text, word, occurrence, found, windows))
@@ -128,12 +158,13 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         rows = _rows(source, found.columns, text)
         end = _rows(source, (found.columns[-1] // size * size + size - 1,), text)
         raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
-    place = Word(trimmed(word), occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
+    spelled = trimmed(word) if rule == WHOLE_WORDS else word.strip()  # the release looks for punctuation too
+    place = Word(spelled, occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
                  tokens, clip, end)
     if found.columns and not any(own) and all(shift_of(entry[0], place) is None for entry in conditioning):
         if any(entry[0].shape[1] == total for entry in conditioning):
             raise LikenessError(f"The CONDITIONING was encoded from another text than \"{text}\" (its vectors at "
-                                f"\"{trimmed(word)}\" are far from those of this text); connect the one of this text, or write "
+                                f"\"{spelled}\" are far from those of this text); connect the one of this text, or write "
                                 "the same text here.")
         raise LikenessError(f"The CONDITIONING has {conditioning[0][0].shape[1]} rows and none of them hold \"{text}\", which "
                             f"has {total}; connect the CONDITIONING that was encoded from this text.")

@@ -23,7 +23,8 @@ from ..inversion.levels import ascending, truncated
 from ..inversion.records import Inversion
 from ..inversion.steps import euler, residual
 from .fingerprint import free_hash, guided, model_hash
-from .guider import FREE, NEGATIVE, EnhancerGuider, enhancer_of, rescale
+from .guider import FREE, NEGATIVE, OWN, EnhancerGuider, enhancer_of, rescale
+from .image_attention import LIST
 from .memory import stop_if_asked, to_intermediate
 from .stamps import KEY
 
@@ -218,9 +219,10 @@ def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
     tied = any(entry.get(key) is not None for entry in entries for key in TIED)
     stamps = any(KEY in entry["model_conds"] and bool(entry["model_conds"][KEY].cond.any()) for entry in entries)
     transformer = branches.free_options.get("transformer_options", {})
-    wrapped = any(key != KEY for kind in transformer.get("wrappers", {}).values() for key, found in kind.items() if found)
+    wrapped = any(key not in (KEY, LIST) for kind in transformer.get("wrappers", {}).values()
+                  for key, found in kind.items() if found)
     patched = any(transformer.get("patches_replace", {}).values()) or any(
-        not hasattr(patch, "plan") for patches in transformer.get("patches", {}).values() for patch in patches)
+        not isinstance(patch, OWN) for patches in transformer.get("patches", {}).values() for patch in patches)
     replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
     if tied or stamps or wrapped or patched or replaced:
         return 1

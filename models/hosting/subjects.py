@@ -16,10 +16,13 @@ from ..common.reference import check_found, subject_mask
 from ..vision.preprocess import common_size
 from .adapters import Adapter, encoder_hashes, extract, picture_hash
 from .encoders import Encoders
+from .realcustom import reference_pictures
 
 FORMAT = "likeness.subject"
 PAIRINGS = ("all", "per latent")
 BLEND_MODES = ("average", "concat")
+# Names of a subject's tokens; "black" has one row, whatever the number of pictures.
+TOKENS = {"custany": ("global", "local"), "realcustom": ("local", "black")}
 
 
 class Extracted(NamedTuple):
@@ -33,8 +36,8 @@ class Extracted(NamedTuple):
 def empty_subject(adapter: Adapter, encoders: Encoders, source: str = "") -> Subject:
     """A subject of no pictures: the injector passes model and prompts through."""
     config = adapter.config
-    tokens = (("global", torch.zeros(0, len(config.encoders), config.width)),
-              ("local", torch.zeros(0, 0, config.width)))
+    rows = {"global": len(config.encoders)}
+    tokens = tuple((name, torch.zeros(0, rows.get(name, 0), config.width)) for name in TOKENS[adapter.method])
     return Subject(adapter.method, tokens, "all", config.base, config.width, source, encoders.hash,
                    adapter.sha256, adapter)
 
@@ -44,8 +47,10 @@ def extract_from_picture(adapter: Adapter, encoders: Encoders, image: Tensor, ma
     """Picture (b, h, w, c) and mask -> the subject. Raises LikenessError for an empty mask that may not pass."""
     sizes = adapter.config.resolutions or common_size([item.config for item in encoders.items])
     own = subject_mask(image, mask)
-    # Background and size as the adapter had them in training; at this size little is resampled twice.
-    cut = cut_out(image, mask, adapter.config.background, margin, max(sizes))
+    if adapter.method == "realcustom":
+        cut = reference_pictures(image, mask, own, margin, max(sizes))
+    else:  # background and size as the adapter had them in training; at this size little is resampled twice
+        cut = cut_out(image, mask, adapter.config.background, margin, max(sizes))
     check_found(cut.found, on_missing)
     kept = [index for index, ok in enumerate(cut.found) if ok]
     source = picture_hash(image, mask)
@@ -79,14 +84,19 @@ def _report(subject: Subject, encoders: Encoders, sizes: tuple[int, ...], found:
         rows = (row for row, ok in zip(mask, found, strict=True) if ok)
         shares = ", ".join(f"{100 * float(row.mean()):.1f} %" for row in rows)
         lines.append(f"the mask keeps {shares} of the picture")
-    trained = subject.adapter.config.margin
+    if subject.method == "realcustom":
+        if mask is None:
+            lines.append("it is squeezed into a square; for small details crop the picture to the subject first")
+        lines += [f"note: {item.name} has the tanh form of GELU, the release has the exact one; let Load Subject Adapter load it"
+                  for item in encoders.items if item.config.activation == "gelu_tanh"]
+    trained = getattr(subject.adapter.config, "margin", margin)
     if abs(margin - trained) > 0.01:
         lines.append(f"margin {margin:g}, the adapter was trained with {trained:g}")
     return "\n".join(lines)
 
 
 def _count(subject: Subject) -> str:
-    parts = " + ".join(f"{tensor.shape[1]} {name}" for name, tensor in subject.tokens)
+    parts = " + ".join(f"{tensor.shape[1]} {name}" for name, tensor in subject.tokens if name != "black")
     return f"{subject.pictures} x ({parts})"
 
 
@@ -124,6 +134,8 @@ def blend(a: Subject, b: Subject, weight: float, mode: str) -> tuple[Subject, st
 
 def _mix(name: str, a: Tensor, b: Tensor, weight: float, mode: str, pairing: str) -> Tensor:
     """Tokens (n, t, d) of two subjects -> those of their blend."""
+    if name == "black":
+        return a
     if pairing == "per latent":  # row by row
         a, b = _matched(a, b)
         return torch.cat([a, b], 1) if mode == "concat" and name == "local" else torch.lerp(a, b, weight)
@@ -186,19 +198,20 @@ def load_subject(path: str | Path, adapter: Adapter, encoders: Encoders | None =
     tokens, _ = files.load(path)
     if not _sound(tokens, adapter) or metadata.get("pairing") not in PAIRINGS:
         raise LikenessError(f"The subject {name} is damaged, its tokens are not those of {made}; save it again.")
-    subject = Subject(adapter.method, tuple((key, tokens[key].float()) for key in ("global", "local")),
+    subject = Subject(adapter.method, tuple((key, tokens[key].float()) for key in TOKENS[adapter.method]),
                       metadata["pairing"], config.base, config.width, metadata.get("source_hash", ""),
                       metadata.get("encoder_hash", ""), metadata.get("adapter_hash", ""), adapter)
     return subject, "\n".join([f"subject {name}: {made}", f"tokens: {_count(subject)}", *notes])
 
 
 def _sound(tokens: dict[str, Tensor], adapter: Adapter) -> bool:
-    if set(tokens) != {"global", "local"} or any(t.ndim != 3 for t in tokens.values()):
+    """Whether a file's tokens are of the shapes that this adapter makes."""
+    if set(tokens) != set(TOKENS[adapter.method]) or any(t.ndim != 3 for t in tokens.values()):
         return False
-    rows, width = tokens["global"].shape[0], adapter.config.width
-    return (rows > 0 and tokens["local"].shape[0] == rows and tokens["local"].shape[1] > 0
-            and tokens["global"].shape[1] == len(adapter.config.encoders)
-            and all(t.shape[2] == width and bool(torch.isfinite(t).all()) for t in tokens.values()))
+    rows, width = tokens["local"].shape[0], adapter.config.width
+    wanted = {"global": (rows, len(adapter.config.encoders)), "black": (1, tokens["local"].shape[1])}
+    return (tokens["local"].numel() > 0 and all(t.shape[2] == width and bool(torch.isfinite(t).all()) for t in tokens.values())
+            and all(tuple(tokens[name].shape[:2]) == wanted.get(name, tuple(tokens[name].shape[:2])) for name in tokens))
 
 
 def _named_hash(adapter: Adapter) -> str:

@@ -51,10 +51,11 @@ def _some(names: Iterable[str]) -> str:
 
 
 def load_vit(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | None = None, operations: Any = nn,
-             dtype: torch.dtype | None = None,
-             device: torch.device | str | None = None) -> tuple[ViT, VitConfig]:
+             dtype: torch.dtype | None = None, device: torch.device | str | None = None,
+             depth: int | None = None) -> tuple[ViT, VitConfig]:
     """Frozen encoder and its config; dtype None = float32, device None = where the tensors are.
 
+    depth: how many blocks are wanted; the later ones are not loaded.
     Raises LikenessError if they are no vision encoder, or if some are missing, left over or of wrong shapes.
     """
     tensors = unwrap(state_dict)
@@ -65,6 +66,10 @@ def load_vit(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | None =
         raise LikenessError(f"This file is not a vision encoder of the kinds DINOv2, MAE, SigLIP or CLIP, "
                             f"{guess}: choose an encoder file.")
     known, unknown, _ = renamed
+    if depth is not None and depth < config.depth:
+        config = config._replace(depth=depth)
+        later = tuple(f"blocks.{index}." for index in range(depth, len(known)))
+        known = {name: value for name, value in known.items() if not name.startswith(later)}
     found = fuse(known)
     # Compared against a plain torch build: the host's layers may hold no weights before loading.
     expected = ViT(config, nn, device="meta").state_dict()

@@ -149,15 +149,16 @@ def test_an_adapter_on_another_base_is_refused_by_both_names(tmp_path):
 
 # -- which encoders ------------------------------------------------------------------------------------
 def test_wanted_encoders_come_from_the_header(tmp_path):
-    wanted, hashes = adapters.wanted_encoders(miniature() / mini.ADAPTER)
-    assert wanted == (("dinov2", 48), ("mae", 48))
+    wanted, hashes, registers = adapters.wanted_encoders(adapters.load_adapter(miniature() / mini.ADAPTER))
+    assert wanted == (("dinov2", 48), ("mae", 48)) and not registers
     assert hashes == tuple(files.sha256(miniature() / name) for name in (mini.DINO, mini.MAE))
-    assert adapters.wanted_encoders(write(tmp_path / "a.safetensors")) == (config_for("sd15").encoders, ())
+    loaded = adapters.load_adapter(write(tmp_path / "a.safetensors"))
+    assert adapters.wanted_encoders(loaded) == (config_for("sd15").encoders, (), ())
 
 
 def test_match_goes_by_keys_and_prefers_the_right_hash(tmp_path):
     """Names say nothing; junk in the folder does not matter; the hash decides between equals."""
-    wanted, hashes = adapters.wanted_encoders(miniature() / mini.ADAPTER)
+    wanted, hashes, _ = adapters.wanted_encoders(adapters.load_adapter(miniature() / mini.ADAPTER))
     other = tmp_path / "aa_dinov2.safetensors"
     files.save(other, mini.encoder_state("dinov2", 99), mini.encoder_metadata("dinov2"))
     right = tmp_path / "zz.safetensors"
@@ -183,7 +184,7 @@ def test_match_goes_by_keys_and_prefers_the_right_hash(tmp_path):
 
 
 def test_pickles_are_read_only_while_something_is_missing(tmp_path, monkeypatch):
-    wanted, hashes = adapters.wanted_encoders(miniature() / mini.ADAPTER)
+    wanted, hashes, _ = adapters.wanted_encoders(adapters.load_adapter(miniature() / mini.ADAPTER))
     dino, mae = miniature() / mini.DINO, tmp_path / "a_mae.pt"
     torch.save(mini.encoder_state("mae", 5), mae)
     big = tmp_path / "b_clip_of_many_gigabytes.pt"

@@ -124,7 +124,7 @@ def test_a_word_that_stands_alone_is_found_in_any_company(kind, before, after):
 
 @MANY
 @given(data=st.data())
-def test_metadata_of_adapters(data, mini, tmp_path_factory):
+def test_metadata_of_adapters(data, mini):
     state, metadata = adapter_parts(mini)
     name, value = data.draw(st.sampled_from(sorted(metadata))), data.draw(JSON)
     if name == "likeness.custany" and data.draw(st.booleans()):
@@ -132,15 +132,11 @@ def test_metadata_of_adapters(data, mini, tmp_path_factory):
         fields[data.draw(st.sampled_from(sorted(fields)))] = value
         value = fields
     metadata = {**metadata, name: json.dumps(value) if data.draw(st.booleans()) else data.draw(st.text(max_size=20))}
-    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
-    files.save(path, {"a": torch.zeros(1)}, metadata)
-    for ask in (lambda: adapters.wanted_encoders(path), lambda: adapters.make_adapter(state, metadata, "0" * 64, "fuzzed")):
-        try:
-            got = ask()
-        except LikenessError as error:
-            own_sentence(error)
-        else:
-            assert got
+    try:
+        adapter = adapters.make_adapter(state, metadata, "0" * 64, "fuzzed")
+        assert adapters.wanted_encoders(adapter)
+    except LikenessError as error:
+        own_sentence(error)
 
 
 def adapter_parts(mini: Any) -> tuple[dict, dict]:

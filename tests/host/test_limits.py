@@ -33,7 +33,8 @@ from host.support import (
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import stamps
 from likeness.models.hosting.inject import Strengths, inject
-from likeness.models.hosting.injector import LocalInjection, Timing, area_of, grid_of, progress
+from likeness.models.hosting.injector import LocalInjection, Timing, progress
+from likeness.models.hosting.row_masks import area_of, grid_of
 
 
 @pytest.fixture(autouse=True)

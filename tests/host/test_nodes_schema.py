@@ -28,6 +28,8 @@ NAMES = {  # HOUSE section 4, the nodes of this far
     "Likeness_BlendSubjects": ("Blend Subjects", "likeness/2 subject"),
     "Likeness_SaveSubject": ("Save Subject", "likeness/2 subject"),
     "Likeness_LoadSubject": ("Load Subject", "likeness/2 subject"),
+    "Likeness_ReleaseSigmas": ("Release Sigmas", "likeness/exact"),
+    "Likeness_RealCustomSampler": ("RealCustom Sampler", "likeness/exact"),
 }
 
 

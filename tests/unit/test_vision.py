@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import nn
 
 from likeness.models.common.attention import sdpa
 from likeness.models.common.errors import LikenessError
 from likeness.models.vision.load import load_vit
 from likeness.models.vision.vit import ViT, VitConfig
-from unit.vision_styles import GOLDEN, manifest
+from unit import recipe
 
 BASE = VitConfig(
     "dinov2", "timm", width=24, depth=2, heads=3, mlp=32, patch=4, grid=3, registers=2, layer_scale=True
@@ -216,32 +215,11 @@ def test_loading_leaves_the_callers_tensors_alone():
 # --- golden numbers of timm, recipe of tests/golden/realcustom ---
 
 
-def _stream(seed: int, count: int) -> np.ndarray:
-    raw = np.random.PCG64(seed).random_raw(count).astype("<u8")
-    return (raw.view("<u2").reshape(count, 4).sum(1, dtype="i8") - 131070) / 37837
-
-
-def _golden_weights(name: str, seed: int) -> dict[str, torch.Tensor]:
-    shapes = dict(sorted(manifest(f"keys_{name}").items()))
-    values, at, out = _stream(seed, sum(int(np.prod(shape)) for shape in shapes.values())), 0, {}
-    for key, shape in shapes.items():
-        count = int(np.prod(shape))
-        z, at = values[at : at + count].reshape(shape), at + count
-        if any(word in key for word in ("pos_embed", "token", "latent")):
-            z = 0.5 * z
-        elif len(shape) >= 2:
-            z = z / np.prod(shape[1:]) ** 0.5
-        else:
-            z = 1 + 0.1 * z if key.endswith(("weight", "gamma")) else 0.1 * z
-        out[key] = torch.from_numpy(z.astype(np.float16)).float()
-    return out
-
-
-@pytest.mark.parametrize("name, seed", (("vit_dinov2reg_small", 1000), ("vit_siglip_small", 2000)))
-def test_blocks_equal_timm(name, seed):
-    vit, config = load_vit(_golden_weights(name, seed), {"num_heads": "2"})
-    golden = load_file(GOLDEN / f"{name}.safetensors")
-    x = torch.from_numpy(_stream(5000, 3 * 384 * 384).astype(np.float16).reshape(1, 3, 384, 384)).float()
+@pytest.mark.parametrize("name", ("vit_dinov2reg_small", "vit_siglip_small"))
+def test_blocks_equal_timm(name):
+    vit, config = load_vit(recipe.weights(name), {"num_heads": "2"})
+    golden = recipe.golden(name)
+    x = torch.from_numpy(recipe.stream(5000, 3 * 384 * 384).astype(np.float16).reshape(1, 3, 384, 384)).float()
     out = vit(x, layers=(0, 1, 2))
     assert out.grid == (27, 27)
     for index, hidden in enumerate(out.hidden):

@@ -13,7 +13,8 @@ from likeness.models.common.errors import LikenessError
 from likeness.models.common.files import read_header, save
 from likeness.models.vision.keys import identify
 from likeness.models.vision.load import load_vit
-from unit.vision_styles import HEADS, manifest, meta_state, on_meta, oracle, to_old, to_open_clip, to_timm
+from unit.recipe import manifest
+from unit.vision_styles import HEADS, meta_state, on_meta, oracle, to_old, to_open_clip, to_timm
 
 L14 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
 G14 = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "patch_size": 14}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from pathlib import Path
 
 import torch
 import transformers
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "realcustom"
 TINY = {
     "hidden_size": 48,
     "num_hidden_layers": 3,
@@ -178,12 +174,6 @@ def to_old(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             key = re.sub(pattern, target, key)
         out[key] = tensor
     return out
-
-
-def manifest(name: str) -> dict[str, list[int]]:
-    """{tensor name: shape} of a golden key list."""
-    with gzip.open(GOLDEN / f"{name}.json.gz") as file:
-        return json.load(file)
 
 
 def on_meta(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:

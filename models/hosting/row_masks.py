@@ -1,0 +1,70 @@
+"""Where a subject may act in each row of a call: the artist's mask, the word's live mask, cut to the row's own area."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.errors import LikenessError
+from .stamps import RowStamps
+
+GUIDANCE_KEY = "likeness_guidance"
+
+
+def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: list[int], batch: int, x: Tensor,
+              extra_options: dict[str, Any]) -> Tensor | None:
+    """(rows, tokens, 1) share of the subject at each place of x (b, tokens, c); None: everywhere.
+
+    mask (b, h, w) over the whole picture; guidance: name of the live masks (b, 1, h, w) in this call's options.
+    """
+    masks = []
+    if guidance is not None:
+        live = extra_options.get(GUIDANCE_KEY, {}).get(guidance)
+        if live is None:
+            raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none; give the model "
+                                "that the Guidance Mask Generator returned to the sampler.")
+        # bilinear as the release does it; on half the size that is the mean of two by two
+        masks.append((live.reshape(-1, *live.shape[-2:]), "bilinear"))
+    if mask is not None:
+        masks.append((mask, "area"))
+    if not masks:
+        return None
+    shape = extra_options.get("activations_shape")
+    size = tuple(shape[-2:]) if shape is not None else grid_of(x.shape[1], stamps.latent)
+    out = []
+    for row in rows:
+        own = [(one[(row % batch) % one.shape[0]].to(x.device, torch.float32), mode) for one, mode in masks]
+        shares = [area_of(one, stamps.areas[row], stamps.latent, size, mode) for one, mode in own]
+        out.append(torch.stack(shares).prod(0).reshape(-1, 1))
+    return torch.stack(out).to(x.dtype)
+
+
+def check_batch(mask: Tensor | None, references: int, batch: int, extra_options: dict[str, Any]) -> None:
+    """Raises LikenessError where a mask or a reference would find no latent; fewer go round.
+
+    references: how many have a latent of their own."""
+    if "context_window" in extra_options:  # a window of a video holds a part of the batch
+        return
+    for count, what in ((0 if mask is None else mask.shape[0], "masks"), (references, "references, one per latent,")):
+        if count > batch:
+            raise LikenessError(f"The injector has {count} {what} and the batch holds {batch} latent"
+                                f"{'s' if batch > 1 else ''}; make the batch {count} large, or give at most {batch}.")
+
+
+def grid_of(tokens: int, latent: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a token grid that is a latent (height, width) made coarser by a whole factor."""
+    factor = max(1, round((latent[0] * latent[1] / tokens) ** 0.5))
+    return -(-latent[0] // factor), -(-latent[1] // factor)
+
+
+def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int],
+            mode: str = "area") -> Tensor:
+    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it."""
+    if area is not None:
+        # first to the latent's cells, so that the area is cut where the host cut the latent
+        mask = F.interpolate(mask[None, None], latent, mode=mode)[0, 0]
+        height, width, y, x = area
+        mask = mask[y:y + height, x:x + width]
+    return F.interpolate(mask[None, None], size, mode=mode)[0, 0]

@@ -1,0 +1,1 @@
+"""RealCustom++: a projector of cross-layer, cross-scale features, masks of a real word, the release's schedule."""
