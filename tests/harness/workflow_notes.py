@@ -103,11 +103,13 @@ copy of the block *One scene of the story*; core's Stitch Images puts the four p
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "6 Exact inversion": note("""# Exact inversion
 **A picture in, the same picture out**, after a walk up into noise and down again. *ResInversion Sampler* records the way and what
-plain sampling would miss at each step; *BiMD Sampler* walks it back. With core's CFGGuider there is no identity in it yet: this is
+plain sampling would miss at each step; *BiMD Sampler* walks it back. With core's CFGGuider there is no identity in it yet:
+this is
 the ground that the next workflows stand on.
 
 ## What to change
-- **manipulation_start** of BiMD Sampler: at 12, the number of steps, every step is copied from the recording and the picture comes
+- **manipulation_start** of BiMD Sampler: at 12, the number of steps, every step is copied from the recording and the picture
+comes
   back to the last bit. At 0 each step is sampled anew, and the error stays small.
 - **What it says** tells the error in dB: above 60 nobody sees it. The **plot** shows where the model had to be corrected.
 - **cfg** in CFGGuider: raise it and look at plot and error.
@@ -129,8 +131,10 @@ subject act from the first step, more keeps more of the old one. Three settings 
 In the miniature the colours of the new subject come through, its shape hardly: the noise of an inverted picture still holds the
 old outline. Use two subjects of one kind there.""", OWN_PICTURE, MINIATURE, OWN_MODEL),
     "8 Identity fusion": note("""# Identity fusion
-**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. *Identity Fusion*
-with **path** on gives the first picture the first identity alone, the last one the second alone, the others lie between. All share
+**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. *Identity
+Fusion*
+with **path** on gives the first picture the first identity alone, the last one the second alone, the others lie between. All
+share
 one recording of one picture.
 
 ## What to change
