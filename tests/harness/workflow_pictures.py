@@ -146,12 +146,12 @@ def reference_tile(names: list[str], folder: Path) -> Any:
 
 
 def thumbnail(pictures: list[bytes], names: list[str], folder: Path) -> Any:
-    """The reference at the top left, three results round it."""
+    """The first references, two at most, at the top left, three results round them."""
     from PIL import Image
 
     side = 2 * TILE + 3 * GAP
     sheet = Image.new("RGB", (side, side), (226, 220, 208))
-    for k, tile in enumerate([reference_tile(names, folder), *tiles(pictures)]):
+    for k, tile in enumerate([reference_tile(names[:2], folder), *tiles(pictures)]):
         sheet.paste(tile, (GAP + (k % 2) * (TILE + GAP), GAP + (k // 2) * (TILE + GAP)))
     return sheet
 
