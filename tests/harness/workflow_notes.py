@@ -101,4 +101,58 @@ copy of the block *One scene of the story*; core's Stitch Images puts the four p
 
 *Enter subgraph*, a button on each block, shows what is in it; a change inside counts for all four.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
+    "6 Exact inversion": note("""# Exact inversion
+**A picture in, the same picture out**, after a walk up into noise and down again. *ResInversion Sampler* records the way and what
+plain sampling would miss at each step; *BiMD Sampler* walks it back. With core's CFGGuider there is no identity in it yet:
+this is
+the ground that the next workflows stand on.
+
+## What to change
+- **manipulation_start** of BiMD Sampler: at 12, the number of steps, every step is copied from the recording and the picture
+comes
+  back to the last bit. At 0 each step is sampled anew, and the error stays small.
+- **What it says** tells the error in dB: above 60 nobody sees it. The **plot** shows where the model had to be corrected.
+- **cfg** in CFGGuider: raise it and look at plot and error.
+
+## Your own picture
+Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL,
+        "This workflow needs no adapter and no encoders: the checkpoint alone is enough."),
+    "7 Change the subject, keep the scene": note("""# Change the subject, keep the scene
+**One picture of a scene, one of a subject: the subject takes its place in the scene.** The block *Keep the Scene* records the
+picture and replays it with the subject inside. Its dial **manipulation_start** says how much of the old picture stays: 0 lets the
+subject act from the first step, more keeps more of the old one. Three settings stand side by side.
+
+## What to change
+- **Dial 1 to Dial 3**: 0 to 12, the number of steps.
+- **backward_strength** on the blocks: how strongly the picture holds on to itself. At 1 it hardly lets the subject in.
+- **What the picture shows** and **What it shall show**: change the kind as well, with another **word**.
+- A **mask** on the block: outside of it the old picture stays exactly.
+
+In the miniature the colours of the new subject come through, its shape hardly: the noise of an inverted picture still holds the
+old outline. Use two subjects of one kind there.""", OWN_PICTURE, MINIATURE, OWN_MODEL),
+    "8 Identity fusion": note("""# Identity fusion
+**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. *Identity
+Fusion*
+with **path** on gives the first picture the first identity alone, the last one the second alone, the others lie between. All
+share
+one recording of one picture.
+
+## What to change
+- **Pictures on the way**: how many (and **columns** in the grid).
+- **path** off, **weight** and **keep** at 0.5: one mixture in all pictures.
+- **backward_strength** in BiMD Sampler: less brings more of the identities, more keeps more of the picture.
+
+Below the replay the strip of the recording shows the picture coming out of its noise.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL),
+    "9 Identity on a drawing": note("""# Identity on a drawing
+**A drawing in, the same drawing with another subject's look out.** Nothing describes the style: it is in the recording of the
+drawing, and the backward flow brings it along.
+
+## What to change
+- **Dial 1 to Dial 3**: 0 to 12; more keeps more of the drawing.
+- **backward_strength** on the blocks: more keeps paper and line better, less brings more of the subject.
+- The drawing: any style that your model can look at.
+
+The miniature has never learned to draw in styles. It keeps paper and shades only as far as the recording carries them.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL),
 }

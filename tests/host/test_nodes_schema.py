@@ -28,6 +28,14 @@ NAMES = {  # HOUSE section 4, the nodes of this far
     "Likeness_BlendSubjects": ("Blend Subjects", "likeness/2 subject"),
     "Likeness_SaveSubject": ("Save Subject", "likeness/2 subject"),
     "Likeness_LoadSubject": ("Load Subject", "likeness/2 subject"),
+    "Likeness_EnhancerGuider": ("CustomEnhancer Guider", "likeness/4 invert"),
+    "Likeness_ResInversion": ("ResInversion Sampler", "likeness/4 invert"),
+    "Likeness_BiMDSampler": ("BiMD Sampler", "likeness/4 invert"),
+    "Likeness_IdentityFusion": ("Identity Fusion", "likeness/4 invert"),
+    "Likeness_BaselineInversion": ("Baseline Inversion", "likeness/4 invert"),
+    "Likeness_SaveInversion": ("Save Inversion", "likeness/4 invert"),
+    "Likeness_LoadInversion": ("Load Inversion", "likeness/4 invert"),
+    "Likeness_InversionReport": ("Inversion Report", "likeness/4 invert"),
 }
 
 
