@@ -8,6 +8,7 @@ from .workflow_parts import (
     GREEN,
     GREY,
     PURPLE,
+    SAMPLER,
     SIDE,
     core_cut_out,
     cut_out_picture,
@@ -18,9 +19,9 @@ from .workflow_parts import (
 )
 
 KEEP = "Keep the Scene (CustomEnhancer)"
-SCHEDULE = {"scheduler": "normal", "steps": 12, "denoise": 1.0}
-CFG, BACKWARD = 5.0, 0.1
-DIALS = (0, 4, 8)
+SCHEDULE = {"scheduler": "normal", "steps": 20, "denoise": 1.0}
+CFG = 3.0
+DIALS = (0, 9, 11)
 
 
 def small(group: Group, name: str, title: str, row: int = 0) -> Link:
@@ -30,21 +31,32 @@ def small(group: Group, name: str, title: str, row: int = 0) -> Link:
                                     "crop": "center"}, title=f"Size: {title.lower()}", row=row)["IMAGE"]
 
 
+def scene_by_text(group: Group, world: Node, text: str, seed: int) -> Link:
+    """The scene picture as in the paper: the base model makes it from words alone."""
+    words = group.add("CLIPTextEncode", {"clip": world["clip"], "text": text}, title="The scene in words")
+    empty = group.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")
+    latent = group.add("EmptyLatentImage", {"width": SIDE, "height": SIDE, "batch_size": 1})
+    run = group.add("KSampler", {
+        "model": world["model"], "positive": words["CONDITIONING"], "negative": empty["CONDITIONING"],
+        "latent_image": latent["LATENT"], "seed": seed, **SAMPLER}, room=120, column=1)
+    picture = group.add("VAEDecode", {"samples": run["LATENT"], "vae": world["vae"]}, column=1)["IMAGE"]
+    group.add("PreviewImage", {"images": picture}, title="The scene", room=200, column=1)
+    return picture
+
+
 def record(group: Group, guider: Link, model: Link, latent: Link) -> Node:
     steps = group.add("BasicScheduler", {"model": model, **SCHEDULE})
     return group.add("Likeness_ResInversion", {"guider": guider, "sigmas": steps["SIGMAS"], "latent_image": latent})
 
 
-def replay(group: Group, guider: Link, inversion: Node, latent: Link, vae: Link, start: int = 0, backward: float = 1.0,
-           column: int = 0) -> tuple[Link, Node]:
-    """The picture out of a recording, and the BiMD Sampler that made it."""
-    sampler = group.add("Likeness_BiMDSampler", {"inversion": inversion["inversion"], "manipulation_start": start,
-                                                 "backward_strength": backward}, column=column)
-    noise = group.add("DisableNoise", {}, column=column)
+def replay(group: Group, guider: Link, inversion: Node, latent: Link, vae: Link) -> Link:
+    """The picture out of a recording."""
+    sampler = group.add("Likeness_BiMDSampler", {"inversion": inversion["inversion"]})
+    noise = group.add("DisableNoise", {})
     run = group.add("SamplerCustomAdvanced", {
         "noise": noise["NOISE"], "guider": guider, "sampler": sampler["sampler"], "sigmas": inversion["sigmas"],
-        "latent_image": latent}, column=column + 1)
-    return group.add("VAEDecode", {"samples": run["output"], "vae": vae}, column=column + 1)["IMAGE"], sampler
+        "latent_image": latent}, column=1)
+    return group.add("VAEDecode", {"samples": run["output"], "vae": vae}, column=1)["IMAGE"]
 
 
 def keep_the_scene(info: dict) -> Sub:
@@ -63,8 +75,7 @@ def keep_the_scene(info: dict) -> Sub:
     recorded = first.add("Likeness_ResInversion", {"guider": guider["guider"], "sigmas": steps["SIGMAS"],
                                                    "latent_image": latent}, column=1)
     second = sub.group("Replay with the identity", (1, 0), PURPLE)
-    sampler = second.add("Likeness_BiMDSampler", {"inversion": recorded["inversion"], "backward_strength": BACKWARD,
-                                                  "mask": mask})
+    sampler = second.add("Likeness_BiMDSampler", {"inversion": recorded["inversion"], "mask": mask})
     noise = second.add("DisableNoise", {})
     run = second.add("SamplerCustomAdvanced", {
         "noise": noise["NOISE"], "guider": guider["guider"], "sampler": sampler["sampler"], "sigmas": recorded["sigmas"],
@@ -111,7 +122,7 @@ def exact(board: Board) -> None:
     latent = words.add("VAEEncode", {"pixels": picture, "vae": world["vae"]}, column=1)
     recorded = record(words, guider["GUIDER"], world["model"], latent["LATENT"])
     back = board.group("4  Bring it back", (3, 0), PURPLE)
-    result, _ = replay(back, guider["GUIDER"], recorded, latent["LATENT"], world["vae"])
+    result = replay(back, guider["GUIDER"], recorded, latent["LATENT"], world["vae"])
     report = board.group("5  What the recording is worth", (3, 1), GREY)
     judged = report.add("Likeness_InversionReport", {"inversion": recorded["inversion"], "vae": world["vae"],
                                                      "guider": guider["GUIDER"]}, room=230)
@@ -127,12 +138,13 @@ def exact(board: Board) -> None:
 
 def change_subject(board: Board) -> None:
     world, group = start(board)
-    image, mask = cut_out_picture(group, "likeness_bear")
+    image, mask = cut_out_picture(group, "likeness_bunny")
     subject = extract(group, world, image, mask, column=1)
     core_cut_out(board, image, (1, 3))
-    scene = small(board.group("3  Scene", (1, 2), GREEN), "likeness_scene", "Scene")
-    into, free = prompts(board.group("4  Three prompts", (2, 0), PURPLE), world, subject, "a photo of a bear on the beach, left",
-                         "a photo of a bear on the beach, left", "bear")
+    scene = scene_by_text(board.group("3  Scene", (1, 2), GREEN), world,
+                          "a photo of a red and white striped bunny in the forest, left", 5)
+    into, free = prompts(board.group("4  Three prompts", (2, 0), PURPLE), world, subject,
+                         *["a photo of a bunny in the forest, left"] * 2, "bunny")
     dial = board.group("5  The dial", (2, 1), PURPLE)
     starts = [dial.add("PrimitiveInt", {"value": value}, title=f"Dial {number}")["INT"] for number, value in enumerate(DIALS, 1)]
     blocks, block = board.group("6  One picture a setting", (3, 0), GREEN), keep_the_scene(board.info)
@@ -151,7 +163,7 @@ def fusion(board: Board) -> None:
     other, other_mask = cut_out_picture(group, "likeness_bunny", "Second identity", "White on the second", row=1)
     second = extract(group, world, other, other_mask, "Second identity", column=2)
     core_cut_out(board, image, (1, 3))
-    scene = small(board.group("3  Picture", (1, 2), GREEN), "likeness_scene", "Picture")
+    scene = scene_by_text(board.group("3  Picture", (1, 2), GREEN), world, "a photo of a yellow bear on the beach, left", 2)
     words = board.group("4  Both identities in one model", (2, 0), PURPLE)
     prompt = words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": "a photo of a bear on the beach, left",
                                                  "word": "bear"})
@@ -166,8 +178,7 @@ def fusion(board: Board) -> None:
     latent = mix.add("VAEEncode", {"pixels": scene, "vae": world["vae"]}, column=1)
     many = mix.add("RepeatLatentBatch", {"samples": latent["LATENT"], "amount": 5}, column=1, title="Pictures on the way")
     recorded = record(mix, both["guider"], world["model"], latent["LATENT"])
-    pictures, _ = replay(board.group("6  Replay", (4, 0), PURPLE), both["guider"], recorded, many["LATENT"], world["vae"],
-                         backward=BACKWARD)
+    pictures = replay(board.group("6  Replay", (4, 0), PURPLE), both["guider"], recorded, many["LATENT"], world["vae"])
     report = board.group("7  The recording", (4, 1), GREY)
     judged = report.add("Likeness_InversionReport", {"inversion": recorded["inversion"], "vae": world["vae"]}, room=230)
     strip = report.add("ImageScaleBy", {"image": judged["strip"], "upscale_method": "nearest-exact", "scale_by": ENLARGE},
