@@ -191,14 +191,15 @@ def fusion(board: Board) -> None:
 
 def drawing(board: Board) -> None:
     world, group = start(board)
-    image, mask = cut_out_picture(group, "likeness_bear")
+    image, mask = cut_out_picture(group, "likeness_bunny")
     subject = extract(group, world, image, mask, column=1)
     core_cut_out(board, image, (1, 3))
     picture = small(board.group("3  Drawing", (1, 2), GREEN), "likeness_drawing", "Drawing")
     into, free = prompts(board.group("4  Three prompts", (2, 0), PURPLE), world, subject,
                          *["a photo of a bear in the forest, center"] * 2, "bear")
     dial = board.group("5  The dial", (2, 1), PURPLE)
-    starts = [dial.add("PrimitiveInt", {"value": value}, title=f"Dial {number}")["INT"] for number, value in enumerate(DIALS, 1)]
+    starts = [dial.add("PrimitiveInt", {"value": value}, title=f"Dial {number}")["INT"]
+              for number, value in enumerate((0, 4, 8), 1)]
     blocks, block = board.group("6  One picture a setting", (3, 0), GREEN), keep_the_scene(board.info)
     pictures = [blocks.add(block, {
         "model": into["model"], "positive": into["positive"], "free": free, "negative": into["negative"], "vae": world["vae"],

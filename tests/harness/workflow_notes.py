@@ -118,41 +118,40 @@ comes
 Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL,
         "This workflow needs no adapter and no encoders: the checkpoint alone is enough."),
     "7 Change the subject, keep the scene": note("""# Change the subject, keep the scene
-**One picture of a scene, one of a subject: the subject takes its place in the scene.** The block *Keep the Scene* records the
-picture and replays it with the subject inside. Its dial **manipulation_start** says how much of the old picture stays: 0 lets the
-subject act from the first step, more keeps more of the old one. Three settings stand side by side.
+**A scene from words alone, then another subject inside it.** The model makes a scene picture. The block *Keep the Scene* records
+how that picture turns into noise, and replays it with the subject of your reference picture inside. Its dial
+**manipulation_start** says how much of the old picture stays: 0 lets the subject act from the first step, the number of steps
+gives the old picture back unchanged. Three settings stand side by side.
 
 ## What to change
-- **Dial 1 to Dial 3**: 0 to 12, the number of steps.
-- **backward_strength** on the blocks: how strongly the picture holds on to itself. At 1 it hardly lets the subject in.
-- **What the picture shows** and **What it shall show**: change the kind as well, with another **word**.
+- **Dial 1 to Dial 3**: 0 to 20, the number of steps.
+- **The scene in words**: another scene; change the two other prompts along with it.
+- **backward_strength** on the blocks: how strongly the scene holds on to itself. 1 keeps most.
 - A **mask** on the block: outside of it the old picture stays exactly.
-
-In the miniature the colours of the new subject come through, its shape hardly: the noise of an inverted picture still holds the
-old outline. Use two subjects of one kind there.""", OWN_PICTURE, MINIATURE, OWN_MODEL),
+- A picture of your own as the scene: connect Load Image (and Image Scale to the size) to **image** of the blocks.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL),
     "8 Identity fusion": note("""# Identity fusion
 **The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. *Identity
-Fusion*
-with **path** on gives the first picture the first identity alone, the last one the second alone, the others lie between. All
-share
-one recording of one picture.
+Fusion* with **path** on gives the first picture the first identity alone and the last one the second alone; the others lie
+between. All share one recording of one scene.
 
 ## What to change
 - **Pictures on the way**: how many (and **columns** in the grid).
 - **path** off, **weight** and **keep** at 0.5: one mixture in all pictures.
-- **backward_strength** in BiMD Sampler: less brings more of the identities, more keeps more of the picture.
+- **manipulation_start** in BiMD Sampler: more keeps more of the scene picture.
 
 Below the replay the strip of the recording shows the picture coming out of its noise.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "9 Identity on a drawing": note("""# Identity on a drawing
-**A drawing in, the same drawing with another subject's look out.** Nothing describes the style: it is in the recording of the
+**A drawing in, the same drawing with another subject's look.** Nothing describes the style: it is in the recording of the
 drawing, and the backward flow brings it along.
 
 ## What to change
-- **Dial 1 to Dial 3**: 0 to 12; more keeps more of the drawing.
-- **backward_strength** on the blocks: more keeps paper and line better, less brings more of the subject.
+- **Dial 1 to Dial 3**: 0 to 20; more keeps more of the drawing.
+- **backward_strength** on the blocks: 1 keeps paper and line, less brings more of the subject and of the model's own style.
 - The drawing: any style that your model can look at.
 
-The miniature has never learned to draw in styles. It keeps paper and shades only as far as the recording carries them.""",
+The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
+new colours come in, on the belly and the ears. A large model knows many styles.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
 }
