@@ -260,6 +260,12 @@ def evidence(curve: int, pictures: int, headline: int, points: list[int], folder
             for point in mine:
                 out |= {f"{method}_{point}_{name}": value for name, value in studio.numbers(method, point, curve).items()}
                 out[f"{method}_{point}_evals"] = plan(method, point)[1]
+        for point in (point for point in points if point < STEPS):  # each point of ours against theirs of the nearest identity
+            ours = studio.numbers("bimd", point, curve)
+            for method in ("img2img", "ddim") if ours["moved_lo"] > 2 / 16 else ():
+                other = nearest(studio, method, ours["moved"], curve)
+                out[f"curve_{point}_{method}_point"] = other
+                out[f"curve_{point}_better_than_{method}"] = verdict(ours, studio.numbers(method, other, curve))
         wanted = studio.numbers("bimd", headline, curve)["moved"]
         chosen = {method: headline if method == "bimd" else nearest(studio, method, wanted, curve) for method in NAMES}
         for method, point in chosen.items():

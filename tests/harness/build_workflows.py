@@ -18,6 +18,7 @@ from .canvas import Board, write
 from .client import Client
 from .paths import ROOT, WORKFLOWS, HarnessError
 from .server import Server
+from .workflow_inversion import change_subject, drawing, exact, fusion, keep_the_scene
 from .workflow_parts import (
     BLUE,
     GREEN,
@@ -149,6 +150,8 @@ def story(board: Board) -> None:
 RECIPES: dict[str, Callable[[Board], None]] = {
     "1 Subject in a new scene": new_scene, "2 Two subjects": two_subjects, "3 Try on a garment": try_on,
     "4 Mix picture and word": mix, "5 Story strip": story,
+    "6 Exact inversion": exact, "7 Change the subject, keep the scene": change_subject, "8 Identity fusion": fusion,
+    "9 Identity on a drawing": drawing,
 }
 
 
@@ -164,8 +167,7 @@ def build(info: dict) -> dict[str, dict]:
 
 def blueprints(info: dict) -> dict[str, dict]:
     """Sub-graph files by name."""
-    sub = keep_a_subject(info)
-    return {sub.name: sub.blueprint()}
+    return {sub.name: sub.blueprint() for sub in (keep_a_subject(info), keep_the_scene(info))}
 
 
 def signature(workflow: dict) -> dict[str, dict]:

@@ -101,4 +101,57 @@ copy of the block *One scene of the story*; core's Stitch Images puts the four p
 
 *Enter subgraph*, a button on each block, shows what is in it; a change inside counts for all four.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
+    "6 Exact inversion": note("""# Exact inversion
+**A picture in, the same picture out**, after a walk up into noise and down again. *ResInversion Sampler* records the way and what
+plain sampling would miss at each step; *BiMD Sampler* walks it back. With core's CFGGuider there is no identity in it yet:
+this is
+the ground that the next workflows stand on.
+
+## What to change
+- **manipulation_start** of BiMD Sampler: at 12, the number of steps, every step is copied from the recording and the picture
+comes
+  back to the last bit. At 0 each step is sampled anew, and the error stays small.
+- **What it says** tells the error in dB: above 60 nobody sees it. The **plot** shows where the model had to be corrected.
+- **cfg** in CFGGuider: raise it and look at plot and error.
+
+## Your own picture
+Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL,
+        "This workflow needs no adapter and no encoders: the checkpoint alone is enough."),
+    "7 Change the subject, keep the scene": note("""# Change the subject, keep the scene
+**A scene from words alone, then another subject inside it.** The model makes a scene picture. The block *Keep the Scene* records
+how that picture turns into noise, and replays it with the subject of your reference picture inside. Its dial
+**manipulation_start** says how much of the old picture stays: 0 lets the subject act from the first step, the number of steps
+gives the old picture back unchanged. Three settings stand side by side.
+
+## What to change
+- **Dial 1 to Dial 3**: 0 to 20, the number of steps.
+- **The scene in words**: another scene; change the two other prompts along with it.
+- **backward_strength** on the blocks: how strongly the scene holds on to itself. 1 keeps most.
+- A **mask** on the block: outside of it the old picture stays exactly.
+- A picture of your own as the scene: connect Load Image (and Image Scale to the size) to **image** of the blocks.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL),
+    "8 Identity fusion": note("""# Identity fusion
+**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. *Identity
+Fusion* with **path** on gives the first picture the first identity alone and the last one the second alone; the others lie
+between. All share one recording of one scene.
+
+## What to change
+- **Pictures on the way**: how many (and **columns** in the grid).
+- **path** off, **weight** and **keep** at 0.5: one mixture in all pictures.
+- **manipulation_start** in BiMD Sampler: more keeps more of the scene picture.
+
+Below the replay the strip of the recording shows the picture coming out of its noise.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL),
+    "9 Identity on a drawing": note("""# Identity on a drawing
+**A drawing in, the same drawing with another subject's look.** Nothing describes the style: it is in the recording of the
+drawing, and the backward flow brings it along.
+
+## What to change
+- **Dial 1 to Dial 3**: 0 to 20; more keeps more of the drawing.
+- **backward_strength** on the blocks: 1 keeps paper and line, less brings more of the subject and of the model's own style.
+- The drawing: any style that your model can look at.
+
+The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
+new colours come in, on the belly and the ears. A large model knows many styles.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL),
 }

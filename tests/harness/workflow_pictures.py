@@ -24,24 +24,36 @@ CREATURES = {
     "likeness_cat_3": ("cat", "white", "red", "striped", "scarf", "blue", "in the forest", False),
     "likeness_bear": ("bear", "red", "white", "round belly", "scarf", "blue", "in the snow", False),
 }
+# pictures to work in, opaque: kind, colours, pattern, accessory, its colour, scene, place; a drawing is posterised with outlines
+SCENES = {
+    "likeness_scene": ("bear", "yellow", "white", "half", "none", "red", "on the beach", 0),
+    "likeness_drawing": ("bear", "white", "pink", "half", "none", "red", "in the forest", 1),
+}
+DRAWING = "likeness_drawing"
 GARMENT = "likeness_scarf"  # opaque, with a mask of the garment in a file of its own
 TILE, GAP = 256, 8
 
 
 def identity(name: str) -> dict[str, Any]:
     """The creature's row in the miniature world; HarnessError when training may have seen its look."""
+    row = _row((CREATURES.get(name) or SCENES[name])[:6])
+    from likeness.models.demo import world
+
+    if name in CREATURES and not bool(world.held_out(row)):
+        raise HarnessError(f"{name} is not a held-out look.")
+    return row
+
+
+def _row(look: tuple) -> dict[str, Any]:
     load_pack()
     import torch
 
     from likeness.models.demo import world
 
-    kind, colour, second, pattern, accessory, accent, _, _ = CREATURES[name]
+    kind, colour, second, pattern, accessory, accent = look
     index = (world.KINDS.index(kind), world.COLOUR_NAMES.index(colour), world.COLOUR_NAMES.index(second),
              world.PATTERNS.index(pattern), world.ACCESSORIES.index(accessory), world.COLOUR_NAMES.index(accent))
-    row = dict(zip(world.IDENTITY_KEYS, (torch.tensor([i]) for i in index), strict=True))
-    if not bool(world.held_out(row)):
-        raise HarnessError(f"{name} is not a held-out look.")
-    return row
+    return dict(zip(world.IDENTITY_KEYS, (torch.tensor([i]) for i in index), strict=True))
 
 
 def draw(name: str) -> Any:
@@ -51,8 +63,8 @@ def draw(name: str) -> Any:
 
     from likeness.models.demo import creatures, world
 
-    scene, mirror = CREATURES[name][6:]
-    pose = {"place": torch.tensor([1]), "dx": torch.zeros(1), "dy": torch.zeros(1), "turn": torch.zeros(1),
+    scene, mirror, place = (*CREATURES[name][6:], 1) if name in CREATURES else (SCENES[name][6], False, SCENES[name][7])
+    pose = {"place": torch.tensor([place]), "dx": torch.zeros(1), "dy": torch.zeros(1), "turn": torch.zeros(1),
             "size": torch.tensor([1]), "mirror": torch.tensor([int(mirror)])}
     return creatures.draw_pictures(row, pose, torch.tensor([world.SCENES.index(scene)]), torch.full((1, 8), 0.5), PIXELS)
 
@@ -67,9 +79,11 @@ def write_inputs(folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     out = []
-    for name in CREATURES:
+    for name in [*CREATURES, *SCENES]:
         drawn = draw(name)
-        if name == GARMENT:
+        if name in SCENES:
+            files = {name: image(as_drawing(drawn.picture[0]) if name == DRAWING else drawn.picture[0])}
+        elif name == GARMENT:
             files = {name: image(drawn.picture[0]), f"{name}_mask": image(drawn.accessory.expand(3, -1, -1))}
         else:
             files = {name: image(torch.cat([drawn.picture[0], drawn.mask]))}
@@ -79,16 +93,32 @@ def write_inputs(folder: Path) -> list[Path]:
     return out
 
 
+def as_drawing(picture: Any) -> Any:
+    """(3, h, w) as if drawn by hand: few shades, warm paper, dark lines where colours meet."""
+    import torch
+    import torch.nn.functional as F
+
+    paper = torch.tensor([0.98, 0.95, 0.86]).view(3, 1, 1)
+    flat = (picture * 4).round() / 4
+    grey = flat.mean(0)[None, None]
+    edge = (F.max_pool2d(grey, 5, 1, 2) - F.max_pool2d(-grey, 5, 1, 2).neg())[0].clamp(0, 0.2) * 5
+    return (0.35 * paper + 0.65 * flat) * (1 - 0.8 * edge)
+
+
 # -- thumbnails --------------------------------------------------------------------------------------
 def tiles(pictures: list[bytes]) -> list[Any]:
     """The first three pictures, or the first three parts of a strip."""
     from PIL import Image
 
-    found = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
-    if len(found) == 1 and found[0].width > 3 * found[0].height:
-        strip, side = found[0], found[0].height
-        step = (strip.width - side) / 3
-        found = [strip.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(3)]
+    found = []
+    for data in pictures:
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        side, count = picture.height, round(picture.width / picture.height)
+        if count < 3:
+            found.append(picture)
+            continue
+        step = (picture.width - side) / (2 if count != 4 else 3)  # of a story the first three, of a way both ends
+        found += [picture.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(3)]
     if len(found) < 3:
         raise HarnessError(f"A thumbnail is made of three pictures, not of {len(found)}.")
     return [picture.resize((TILE, TILE), Image.Resampling.BICUBIC) for picture in found[:3]]
@@ -116,12 +146,12 @@ def reference_tile(names: list[str], folder: Path) -> Any:
 
 
 def thumbnail(pictures: list[bytes], names: list[str], folder: Path) -> Any:
-    """The reference at the top left, three results round it."""
+    """The first references, two at most, at the top left, three results round them."""
     from PIL import Image
 
     side = 2 * TILE + 3 * GAP
     sheet = Image.new("RGB", (side, side), (226, 220, 208))
-    for k, tile in enumerate([reference_tile(names, folder), *tiles(pictures)]):
+    for k, tile in enumerate([reference_tile(names[:2], folder), *tiles(pictures)]):
         sheet.paste(tile, (GAP + (k % 2) * (TILE + GAP), GAP + (k // 2) * (TILE + GAP)))
     return sheet
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import build_workflows, canvas, paths, workflow_parts, workflow_pictures, workflows
+from harness import build_workflows, canvas, paths, workflow_inversion, workflow_parts, workflow_pictures, workflows
 from workflows.shipped import (
     FILES,
     NAMES,
@@ -32,8 +32,8 @@ EACH = pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_the_folder_is_flat_and_complete():
     names = {p.name for p in paths.WORKFLOWS.iterdir()}
     wanted = {f"{name}.{ending}" for name in build_workflows.RECIPES for ending in ("json", "jpg")}
-    assert names == wanted | {"inputs"} and len(FILES) == 5
-    assert [p.stem for p in blueprints()] == [workflow_parts.BLUEPRINT]
+    assert names == wanted | {"inputs"} and len(FILES) == 9
+    assert [p.stem for p in blueprints()] == sorted([workflow_parts.BLUEPRINT, workflow_inversion.KEEP])
 
 
 @EACH
@@ -118,7 +118,7 @@ def test_the_note_tells_what_an_artist_asks(path):
     assert node_box(note).x == min(node_box(n).x for n in workflow["nodes"])
 
 
-@EACH
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem != "6 Exact inversion"], ids=lambda p: p.stem)  # it has no subject
 def test_a_muted_group_cuts_out_with_core_nodes(path):
     workflow = workflows.load(path)
     muted = [n for n in nodes(workflow) if n["mode"] != 0]
@@ -136,7 +136,8 @@ def test_a_muted_group_cuts_out_with_core_nodes(path):
 @ALL
 def test_seeds_are_fixed(path):
     seeds = [n for n in nodes(workflows.load(path)) if n["type"] in ("KSampler", "PrimitiveInt")]
-    assert seeds or path.parent.name == "subgraphs"
+    still = any(n["type"] == "DisableNoise" for n in nodes(workflows.load(path)))  # a replay takes no noise
+    assert seeds or still or path.parent.name == "subgraphs"
     assert all(n["widgets_values"][1] == "fixed" for n in seeds)
 
 
@@ -165,11 +166,24 @@ def test_titles_tell_nodes_of_one_kind_apart(path):
         assert len(names) == len(set(names)), names
 
 
+def test_one_subgraph_for_keeping_the_scene():
+    """The blueprint is the very block of the workflows that use it, with the dial first."""
+    data = workflows.load(next(path for path in blueprints() if path.stem == workflow_inversion.KEEP))
+    (definition,) = subgraphs(data)
+    users = [path for path in FILES if definition in subgraphs(workflows.load(path))]
+    assert len(users) == 2
+    (node,) = data["nodes"]
+    assert [i["name"] for i in node["inputs"] if "widget" not in i] == ["model", "positive", "free", "negative", "vae", "image",
+                                                                       "mask"]
+    assert next(i["name"] for i in node["inputs"] if "widget" in i) == "manipulation_start"
+    assert [o["name"] for o in node["outputs"]] == ["image", "inversion"]
+
+
 def test_one_subgraph_for_the_method():
     """The blueprint in the node library is the very block of the first workflow."""
     first = workflows.load(FILES[0])
     (definition,) = subgraphs(first)
-    (blueprint,) = blueprints()
+    blueprint = next(path for path in blueprints() if path.stem == workflow_parts.BLUEPRINT)
     data = json.loads(blueprint.read_text(encoding="utf-8"))
     assert subgraphs(data) == [definition] and definition["name"] == blueprint.stem
     (node,) = data["nodes"]
