@@ -186,11 +186,11 @@ def load_method(method: str) -> tuple[Adapter, Encoders]:
     """The adapter of a method and the encoders that it was trained with."""
     name, encoder_names = METHODS[method]
 
-    def read(file: str):
+    def read(file: str) -> dict[str, Any]:
         path = WEIGHTS / file
         if not path.exists():
             raise LikenessError(f"The miniature's weights {file} are missing from this copy of the pack; install it again, "
                                 "or make them with: python dev.py train demo.")
         state, metadata = files.load(path)
-        return state, metadata, _sha256(path, path.stat().st_mtime), file, path
-    return make_adapter(*read(name)), Encoders(tuple(make_encoder(*read(file)) for file in encoder_names))
+        return {"state": state, "metadata": metadata, "sha256": _sha256(path, path.stat().st_mtime), "name": file, "path": path}
+    return make_adapter(**read(name)), Encoders(tuple(make_encoder(**read(file)) for file in encoder_names))

@@ -175,5 +175,10 @@ def test_sizes_of_pictures(data):
         done = inject_into(base("sd15")[0], mask=mask)
     except LikenessError as error:
         return own_sentence(error)
-    out = run(done, latent=latent_of("sd15", batch, height, width), steps=1)
+    latent = latent_of("sd15", batch, height, width)
+    if mask.shape[0] > batch:
+        with pytest.raises(LikenessError, match="masks and the batch holds") as caught:
+            run(done, latent=latent, steps=1)
+        return own_sentence(caught.value)
+    out = run(done, latent=latent, steps=1)
     assert out.shape == (batch, 4, height, width) and bool(torch.isfinite(out).all())

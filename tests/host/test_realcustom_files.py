@@ -65,6 +65,19 @@ def test_a_file_is_told_by_its_keys_and_its_base_is_left_alone():
     assert len(state) == 17 + 2 * 22
 
 
+def test_every_patcher_can_be_made_again():
+    """For another graphics card: weights of its own, no base, as many blocks and the same GELU as at first."""
+    adapter, pair = loaded()
+    for patcher in (adapter.patcher, *(item.patcher for item in pair.items)):
+        before = patcher.model.state_dict()
+        for copy in (patcher.clone(force_deepcopy=True), patcher.deepclone_multigpu()):
+            again = copy.model.state_dict()
+            assert copy.model is not patcher.model and again.keys() == before.keys()
+            assert all(torch.equal(again[key], value) and again[key].data_ptr() != value.data_ptr()
+                       for key, value in before.items())
+            assert getattr(copy.model, "config", None) == getattr(patcher.model, "config", None)
+
+
 def test_a_pickle_of_the_releases_form(tmp_path):
     """Half precision, inside a wrapper, under a prefix; told by its keys alone, read by the host's safe loader."""
     shapes = recipe.manifest("keys_projector_realcustom_sigdino_highres")
