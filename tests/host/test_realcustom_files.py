@@ -244,6 +244,18 @@ def test_the_releases_rule_on_the_prompts_of_an_artist():
     assert prompt.encode_prompt(base("sdxl")[1], "a category", "cat", on_missing="pass through")[1].columns == ()
 
 
+def test_the_releases_rule_looks_into_the_same_text_only():
+    """A CONDITIONING of another text is refused by either rule; the word keeps the commas that the release looks for."""
+    text = "a cat, in a category"
+    stock = encode("sdxl", text)
+    stock = [[stock[0][0].clone(), {key: value for key, value in stock[0][1].items() if key != prompt.HASH_KEY}]]
+    word = found(text, " cat, ", conditioning=stock)
+    assert word.text == "cat," and word.columns == (2, 3)
+    assert torch.equal(word.rows, stock[0][0][0, [2, 3]])
+    with pytest.raises(LikenessError, match="another text than"):
+        found(text, "cat", conditioning=[[encode("sdxl", "a red robot")[0][0], {}]])
+
+
 def test_the_releases_rule_refuses_what_moves_the_tokens():
     clip = base("sdxl")[1]
     tokens = clip.tokenize("a photo of a cat")
