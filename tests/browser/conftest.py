@@ -1,6 +1,8 @@
 """One page of the real frontend in Chromium a mode, on the session's server."""
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from browser import pages
@@ -19,6 +21,8 @@ def info(server):
 @pytest.fixture(scope="module", params=list(MODES))
 def page(request, server, info):
     """A page that is ready for work, nodes drawn on the canvas or by Vue."""
+    if not os.environ.get("LIKENESS_BROWSER"):
+        pytest.skip("set LIKENESS_BROWSER=1 to try the page itself in Chromium; it takes five minutes")
     if browser.program() is None:
         pytest.skip("there is no Chromium or Chrome on this machine, so the page itself was not tried")
     pages.choose(server, **{"Comfy.VueNodes.Enabled": MODES[request.param], "Comfy.Workflow.Persist": False,

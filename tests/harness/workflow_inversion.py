@@ -34,12 +34,12 @@ def small(group: Group, name: str, title: str, row: int = 0) -> Link:
 def scene_by_text(group: Group, world: Node, text: str, seed: int) -> Link:
     """The scene picture as in the paper: the base model makes it from words alone."""
     words = group.add("CLIPTextEncode", {"clip": world["clip"], "text": text}, title="The scene in words")
-    empty = group.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")
+    empty = group.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt of the scene")
     latent = group.add("EmptyLatentImage", {"width": SIDE, "height": SIDE, "batch_size": 1})
     run = group.add("KSampler", {
         "model": world["model"], "positive": words["CONDITIONING"], "negative": empty["CONDITIONING"],
         "latent_image": latent["LATENT"], "seed": seed, **SAMPLER}, room=120, column=1)
-    picture = group.add("VAEDecode", {"samples": run["LATENT"], "vae": world["vae"]}, column=1)["IMAGE"]
+    picture = group.add("VAEDecode", {"samples": run["LATENT"], "vae": world["vae"]}, title="Decode the scene", column=1)["IMAGE"]
     group.add("PreviewImage", {"images": picture}, title="The scene", room=200, column=1)
     return picture
 

@@ -5,14 +5,16 @@ made of the pictures that its workflow really made, beside the reference.
 """
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 from . import workflows
 from .client import Client
 from .pack import load_pack
-from .paths import WORKFLOWS, HarnessError
+from .paths import ROOT, WORKFLOWS, HarnessError
 
 PIXELS = 256
 # file name: kind, colour, second colour, pattern, accessory, its colour, scene, faces left
@@ -171,5 +173,25 @@ def write_thumbnails(client: Client, folder: Path = WORKFLOWS) -> list[Path]:
         pictures = [data for node in saved for data in result.images[node]]
         names = [name for name in workflows.input_pictures(prompt) if not name.endswith("_mask.png")]
         out.append(path.with_suffix(".jpg"))
-        thumbnail(pictures, names, inputs).save(out[-1], quality=90, optimize=True)
+        thumbnail(pictures, names, inputs).save(out[-1], quality=90, optimize=True, comment=mark(path))
+    write_gallery(out)
     return out
+
+
+def mark(workflow: Path) -> bytes:
+    """Hash of a workflow file that stands in its thumbnail, so that an old picture beside a new file is noticed."""
+    return hashlib.sha256(json.dumps(workflows.load(workflow), sort_keys=True).encode()).hexdigest().encode()
+
+
+def write_gallery(thumbnails: list[Path]) -> Path:
+    """All thumbnails in rows of three, for the README."""
+    from PIL import Image
+
+    pictures = [Image.open(path) for path in thumbnails]
+    side = pictures[0].width
+    sheet = Image.new("RGB", (3 * side, -(-len(pictures) // 3) * side), (226, 220, 208))
+    for k, picture in enumerate(pictures):
+        sheet.paste(picture, (k % 3 * side, k // 3 * side))
+    path = ROOT / "js" / "docs" / "images" / "workflows.jpg"
+    sheet.resize((sheet.width // 2, sheet.height // 2)).save(path, quality=88, optimize=True)
+    return path

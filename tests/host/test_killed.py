@@ -84,14 +84,14 @@ def test_subject(nodes, mini, tmp_path, monkeypatch, moment):
     subjects, places = mini_module.pack("models.hosting.subjects"), mini_module.pack("nodes._paths")
     subject = subjects.extract_from_picture(mini.adapter, mini.encoders, torch.rand(1, 20, 20, 3), None, "concat", 0.1,
                                             "error").subject
-    path = places.new_subject_path("cat")
+    path = places.new_path(places.SUBJECTS, "cat")
     killed_at(moment, lambda: subjects.save_subject(subject, path))
-    offered = [file for name, file in places.subject_files().items() if name.endswith("[output]")]
+    offered = [file for name, file in places.saved_files(places.SUBJECTS).items() if name.endswith("[output]")]
     assert offered == ([path] if moment == "renamed" else [])
     for file in offered:
         subjects.load_subject(file, mini.adapter, mini.encoders)
-    subjects.save_subject(subject, places.new_subject_path("cat"))
-    offered = [file for name, file in places.subject_files().items() if name.endswith("[output]")]
+    subjects.save_subject(subject, places.new_path(places.SUBJECTS, "cat"))
+    offered = [file for name, file in places.saved_files(places.SUBJECTS).items() if name.endswith("[output]")]
     assert len(offered) == 1 + (moment == "renamed")
     for file in offered:
         assert subjects.load_subject(file, mini.adapter, mini.encoders)[0].pictures == 1

@@ -63,7 +63,7 @@ def test_it_runs(server, info, name):
     for picture in pictures:
         assert picture.std() > 20 and 10 < picture.mean() < 245, "grey, black or white"
     assert not any(np.array_equal(a, b) for k, a in enumerate(pictures) for b in pictures[:k])
-    for key in of_type(job, "Likeness_ExtractID"):
+    for key in set(of_type(job, "Likeness_ExtractID")) & set(result.executed):  # the same picture may be in the host's cache
         assert len(result.images[key]) == 1, "no preview of what the encoders saw"
     for key in of_type(job, "PreviewAny"):
         (text,) = result.outputs[key]["text"]

@@ -60,6 +60,18 @@ def test_reference_pictures():
         workflow_pictures.identity(name)  # raises for a look that the training has seen
 
 
+def test_reference_pictures_are_what_the_table_draws(tmp_path):
+    for path in workflow_pictures.write_inputs(tmp_path):
+        drawn, shipped = (np.asarray(Image.open(folder / path.name).convert("RGBA"), np.int16) for folder in (tmp_path, INPUTS))
+        assert np.abs(drawn - shipped).max() <= 2, f"{path.name}: run build_workflows inputs"
+
+
+@EACH
+def test_the_thumbnail_was_made_from_this_file(path):
+    said = Image.open(path.with_suffix(".jpg")).info.get("comment")
+    assert said == workflow_pictures.mark(path), f"{path.stem}: run build_workflows thumbnails"
+
+
 @ALL
 def test_nothing_overlaps(path):
     for graph in graphs(workflows.load(path)):
