@@ -15,8 +15,8 @@ from ..models.inversion.records import ESTIMATES, MASK_MODES, Flows, Inversion
 from ..models.inversion.storage import PRECISIONS, load_inversion, save_inversion
 from . import _paths, _types
 
-_START = ("Steps at the beginning without the identity: 0 lets it act from the first step and drop the scene, the number of "
-          "steps gives the picture back unchanged. This is the dial for how much of the scene stays.")
+_START = ("Steps at the beginning without the identity: 0 lets it act from the first step, the number of steps keeps "
+          "the picture as it was. This is the dial for how much of the picture stays.")
 _SIGMAS = "Falling noise levels, as a sampler takes them. Goes to SamplerCustomAdvanced, so that both use the same steps."
 _KIN = ["ddim inversion", "unsampler", "noise inversion", "exact inversion", "direct inversion", "rf inversion", "edit image"]
 
@@ -75,7 +75,7 @@ class ResInversion(io.ComfyNode):
                 io.Combo.Input(
                     "estimate", options=list(ESTIMATES), advanced=True,
                     tooltip="Where the noise of a step is estimated. source is the cheapest and the best; target is what DDIM "
-                            "inversion usually does; midpoint follows the true path closer for twice the time.",
+                            "inversion usually does; midpoint follows the true path closer for up to twice the time.",
                 ),
                 io.Int.Input(
                     "refine", default=0, min=0, max=4, advanced=True,
@@ -88,7 +88,7 @@ class ResInversion(io.ComfyNode):
                 io.Boolean.Input(
                     "closed_loop", default=False, advanced=True,
                     tooltip="Records the rounding of the replay as well: exact even at high cfg with every step evaluated, for "
-                            "half as much time again.",
+                            "half as much time again (at cfg 1 for twice the time).",
                 ),
                 io.Int.Input(
                     "chunk", default=0, min=0, max=16, advanced=True,

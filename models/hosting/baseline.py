@@ -74,7 +74,10 @@ class _NullText(comfy.samplers.Sampler):
 
     def sample(self, model_wrap: EnhancerGuider, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
                latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
-        inversion, options = self.inversion, extra_args["model_options"]
+        inversion = self.inversion
+        # as the replay asks for the free flow; clones on further cards hold weights that autograd refuses
+        options = model_wrap.free_call_options(extra_args["model_options"])
+        options = {key: value for key, value in options.items() if key != "multigpu_clones"}
         levels = inversion.levels.clone().to(latent_image.device)
         length, batch = len(levels) - 1, inversion.shape[0]
         scale = 0.0 if inversion.prediction == "CONST" else 1.0
@@ -115,7 +118,8 @@ class _NullText(comfy.samplers.Sampler):
                 after = euler(x, self._guided(guider, null, cond, x, high.expand(x.shape[0]), options), high, low)
                 # the published loss is over variance-preserving latents
                 loss = (after - goal).square().mean() / (1 + scale * float(low) ** 2)
-                null.grad = torch.autograd.grad(loss, null)[0]
+                # a mean over a large latent has gradients that half precision rounds to 0: they come back as those of a sum
+                null.grad = torch.autograd.grad(loss * after.numel(), null)[0] / after.numel()
             self.backward += 1
             adam.step()
             bar.update_absolute(step * self.inner + turn + 1)

@@ -56,6 +56,9 @@ class BiMDSampler(comfy.samplers.Sampler):
                 what = ("a null-text inversion" if null is not None else "the mask mode difference" if difference is not None
                         else f"the forward strength {forward:g}")
                 raise LikenessError(f"A guider without a free branch cannot do {what}; use the CustomEnhancer Guider.")
+            if forward == 0.0 and free_hash(model_wrap) != inversion.conditioning_hash:
+                raise LikenessError("Steps without the identity need the prompt of the recording, and this guider has another "
+                                    "one; use the CustomEnhancer Guider.")
             return model_wrap(here, every, model_options=options, seed=seed)
 
         def on_step(n: int, denoised: Tensor, here: Tensor) -> None:

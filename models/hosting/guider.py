@@ -101,6 +101,8 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
                                                 device=self.model_patcher.load_device, dtype=self.model_patcher.model_dtype())
             return super().outer_sample(*args, **kwargs)
         finally:
+            comfy.samplers.cast_to_load_options({"to_load_options": options.get("transformer_options", {})},
+                                                device=self.model_patcher.offload_device)
             self.free_options = None
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None,
@@ -154,6 +156,10 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         if replaced is not None:
             return replaced({"conds": conds, "input": x, "sigma": sigma, "model": self.inner_model, "model_options": options})
         return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, sigma, options)
+
+    def free_call_options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """Model options of a call for the free branch."""
+        return self._calls([FREE], None, model_options)[0][1]
 
     def _calls(self, slots: list[str], negative: Any, model_options: dict[str, Any]) -> list[Call]:
         """(slots, options, conds) of each call; the negative comes last, alone at index 1 where others count slots."""

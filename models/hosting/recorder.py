@@ -110,7 +110,8 @@ class Recorder(comfy.samplers.Sampler):
         levels, sampling = self.levels.to(x.device), model_wrap.inner_model.model_sampling
         length = len(levels) - 1
         rows = 1 if not settings.residuals else 2
-        progress = _Progress(callback, length * (2 if settings.estimate == "midpoint" else 1) + length * (rows - 1))
+        progress = _Progress(callback, length * ((2 if settings.estimate == "midpoint" else 1) + settings.refine + rows - 1))
+        reusable = settings.residuals and not settings.closed and not meets_others(branches)
 
         def denoise(there: Tensor, sigma: Tensor) -> Tensor:
             denoised = branches.conditional(there, sigma)
@@ -120,7 +121,7 @@ class Recorder(comfy.samplers.Sampler):
         anchors, known = [to_intermediate(x).float()], {}
         for anchor in climb(x, levels, denoise, partial(rescale, sampling), settings.estimate, settings.refine):
             anchors.append(to_intermediate(anchor.x))
-            if anchor.denoised is not None and settings.residuals and not settings.closed:
+            if anchor.denoised is not None and reusable:
                 known[anchor.level - 1] = to_intermediate(anchor.denoised)
         drift = None
         residuals: list[Tensor] = []
@@ -182,11 +183,16 @@ def _guided_levels(anchors: list[Tensor], levels: Tensor, known: dict[int, Tenso
         if i in known and not branches.guides:
             here = anchors[i].to(x.device)
             found = known.pop(i).to(x.device)
+            progress(found, here)
             yield i, branches.combine(here, levels[i], found, torch.zeros_like(found)) if branches.own else found
             i += 1
             continue
-        if not branches.own:
-            yield i, branches.guided(anchors[i].to(x.device), levels[i])
+        if not branches.own or meets_others(branches):
+            here = anchors[i].to(x.device)
+            denoised = branches.guided(here, levels[i])
+            progress(denoised, here)
+            del here
+            yield i, denoised
             i += 1
             continue
         have = i in known
@@ -214,17 +220,11 @@ def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
     """
     if not branches.own:
         return 1
-    guider, options = branches.guider, branches.options
+    guider = branches.guider
     entries = [entry for slot in (FREE, NEGATIVE) for entry in guider.conds.get(slot, ())]
     tied = any(entry.get(key) is not None for entry in entries for key in TIED)
     stamps = any(KEY in entry["model_conds"] and bool(entry["model_conds"][KEY].cond.any()) for entry in entries)
-    transformer = branches.free_options.get("transformer_options", {})
-    wrapped = any(key not in (KEY, LIST) for kind in transformer.get("wrappers", {}).values()
-                  for key, found in kind.items() if found)
-    patched = any(transformer.get("patches_replace", {}).values()) or any(
-        not isinstance(patch, OWN) for patches in transformer.get("patches", {}).values() for patch in patches)
-    replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
-    if tied or stamps or wrapped or patched or replaced:
+    if tied or stamps or meets_others(branches):
         return 1
     if wanted:
         return wanted
@@ -234,6 +234,23 @@ def chunk_of(branches: Branches, wanted: int, shape: tuple[int, ...]) -> int:
     while chunk > 1 and guider.inner_model.memory_required([2 * chunk * shape[0], *shape[1:]]) * 1.5 > free:
         chunk //= 2
     return chunk
+
+
+def meets_others(branches: Branches) -> bool:
+    """Whether wrappers, patches or functions of other packs act in a call.
+
+    They may let one branch see the other, so branches that a replay asks for together are recorded together too.
+    """
+    if not branches.own:
+        return False
+    options = branches.options
+    transformer = branches.free_options.get("transformer_options", {})
+    wrapped = any(key not in (KEY, LIST) for kind in transformer.get("wrappers", {}).values()
+                  for key, found in kind.items() if found)
+    patched = any(transformer.get("patches_replace", {}).values()) or any(
+        not isinstance(patch, OWN) for patches in transformer.get("patches", {}).values() for patch in patches)
+    replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
+    return bool(wrapped or patched or replaced)
 
 
 def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | None = None, callback: Any = None) -> Inversion:

@@ -41,7 +41,9 @@ def replay(inversion: Inversion, flows: Flows, mixed: Mixed, device_like: Tensor
         forward = flows.forward_at(inversion.start + n, inversion.steps)
         below = None
         if forward == 0.0 and copies and on_anchor:
-            x = denoised = level(inversion.anchors, i - 1)
+            below = level(inversion.anchors, i - 1)
+            denoised = x + levels[i] * (below - x) / (levels[i] - levels[i - 1])  # where this step points: what a preview shows
+            x = below
         else:
             denoised = mixed(i, x, levels[i], forward)
             after = euler(x, denoised, levels[i], levels[i - 1])

@@ -43,7 +43,7 @@ def load_inversion(path: str | os.PathLike[str]) -> Inversion:
     if said.get("format") != FORMAT:
         raise LikenessError(f"The file {name} is no saved inversion; choose a file that Save Inversion wrote.")
     version = said.get("format_version", "")
-    if not version.isdigit() or int(version) > INVERSION_VERSION:
+    if not version.isdecimal() or int(version) > INVERSION_VERSION:
         raise LikenessError(f"The inversion {name} has the format version {version or 'unknown'}, this version of Likeness "
                             f"reads up to {INVERSION_VERSION}; update the pack.")
     tensors, _ = files.load(path)

@@ -102,15 +102,16 @@ copy of the block *One scene of the story*; core's Stitch Images puts the four p
 *Enter subgraph*, a button on each block, shows what is in it; a change inside counts for all four.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "6 Exact inversion": note("""# Exact inversion
-**A picture in, the same picture out**, after a walk up into noise and down again. *ResInversion Sampler* records the way and what
+**A picture in, the same picture out (but for the VAE)**, after a walk up into noise and down again. *ResInversion Sampler*
+records the way and what
 plain sampling would miss at each step; *BiMD Sampler* walks it back. With core's CFGGuider there is no identity in it yet:
 this is
 the ground that the next workflows stand on.
 
 ## What to change
-- **manipulation_start** of BiMD Sampler: at 12, the number of steps, every step is copied from the recording and the picture
+- **manipulation_start** of BiMD Sampler: at 20, the number of steps, every step is copied from the recording and the picture
 comes
-  back to the last bit. At 0 each step is sampled anew, and the error stays small.
+  back to the last bit of its latent. At 0 each step is sampled anew, and the error stays small.
 - **What it says** tells the error in dB: above 60 nobody sees it. The **plot** shows where the model had to be corrected.
 - **cfg** in CFGGuider: raise it and look at plot and error.
 
