@@ -7,9 +7,9 @@ from ..models.common.errors import LikenessError
 from ..models.hosting.baseline import record_ddim, record_null_text
 from ..models.hosting.bimd import BiMDSampler as Replay
 from ..models.hosting.guider import EnhancerGuider as Guider
-from ..models.hosting.inversions import build_guider, check_belongs, fuse, judge, record_latent, samples_of
+from ..models.hosting.inversions import build_guider, check_belongs, judge, samples_of
 from ..models.hosting.memory import to_intermediate
-from ..models.hosting.recorder import Settings
+from ..models.hosting.recorder import Settings, record
 from ..models.inversion import report
 from ..models.inversion.records import ESTIMATES, MASK_MODES, Flows, Inversion
 from ..models.inversion.storage import PRECISIONS, load_inversion, save_inversion
@@ -107,7 +107,7 @@ class ResInversion(io.ComfyNode):
     def execute(cls, guider: io.Guider.Type, sigmas: io.Sigmas.Type, latent_image: io.Latent.Type, estimate: str, refine: int,
                 manipulation_start: int, closed_loop: bool, chunk: int) -> io.NodeOutput:
         settings = Settings(estimate, refine, manipulation_start, closed_loop, chunk)
-        inversion = record_latent(guider, sigmas, latent_image, settings)
+        inversion = record(guider, sigmas, samples_of(guider, latent_image), settings)
         return io.NodeOutput(inversion, inversion.sigmas, report.describe(inversion))
 
 
@@ -209,7 +209,7 @@ class IdentityFusion(io.ComfyNode):
                 mask: io.Mask.Type | None = None) -> io.NodeOutput:
         if not isinstance(guider, Guider):
             raise LikenessError("Identity Fusion needs a guider with a free prompt; connect a CustomEnhancer Guider.")
-        return io.NodeOutput(fuse(guider, positive, weight, keep, path, mask))
+        return io.NodeOutput(guider.with_identity(positive, weight, mask, keep, path))
 
 
 class BaselineInversion(io.ComfyNode):

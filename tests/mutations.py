@@ -197,7 +197,7 @@ MUTATIONS = [
              "mine, uncond[:x.shape[0]])", RECORDING),
     Mutation("prompts with ranges are batched", HOSTING + "recorder.py", "if tied or stamps or", "if stamps or", RECORDING),
     Mutation("nothing is known from the way up", HOSTING + "recorder.py",
-             "if anchor.denoised is not None and settings.residuals", "if False and settings.residuals", RECORDING),
+             "if anchor.denoised is not None and reusable:", "if False:", RECORDING),
     Mutation("patches of a pair get a third slot", HOSTING + "guider.py", "        if counts_slots(model_options):\n",
              "        if False:\n", RECORDING),
     Mutation("the closed loop does not record its rounding", HOSTING + "recorder.py", "        here = plain + found[i]\n",

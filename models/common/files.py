@@ -188,6 +188,22 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
         raise
 
 
+def read_saved(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, str]:
+    """Metadata of a file that a save node of ours wrote; kind is "subject" or "inversion".
+
+    Raises LikenessError for a file of another kind and for a format newer than `version`.
+    """
+    name = Path(path).name
+    said = read_header(path).metadata
+    if said.get("format") != f"likeness.{kind}":
+        raise LikenessError(f"The file {name} is no saved {kind}; choose a file that Save {kind.capitalize()} wrote.")
+    written = said.get("format_version", "")
+    if not written.isdecimal() or int(written) > version:
+        raise LikenessError(f"The {kind} {name} has the format version {written or 'unknown'}, this version of Likeness reads up "
+                            f"to {version}; update the pack.")
+    return said
+
+
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu",
          only: Callable[[str], bool] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file; `only` picks tensors by name.

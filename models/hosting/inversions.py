@@ -14,7 +14,6 @@ from ..inversion.records import Flows, Inversion
 from .bimd import BiMDSampler, mismatches
 from .fingerprint import free_hash
 from .guider import FIRST, EnhancerGuider, Identity
-from .recorder import Settings, record
 
 
 def build_guider(model: Any, positive: Any, free: Any, negative: Any, cfg: float, free_model: Any = None) -> EnhancerGuider:
@@ -22,11 +21,6 @@ def build_guider(model: Any, positive: Any, free: Any, negative: Any, cfg: float
     guider = EnhancerGuider(model, free_model)
     guider.set_flows([(Identity(FIRST), positive)], free, negative, cfg)
     return guider
-
-
-def fuse(guider: EnhancerGuider, positive: Any, weight: float, keep: float, path: bool, mask: Tensor | None) -> EnhancerGuider:
-    """A new guider with one more identity."""
-    return guider.with_identity(positive, weight, mask, keep, path)
 
 
 def samples_of(guider: Any, latent: dict[str, Any]) -> Tensor:
@@ -37,11 +31,6 @@ def samples_of(guider: Any, latent: dict[str, Any]) -> Tensor:
         raise LikenessError(f"The latent has {samples.shape[1]} channels, this model works with {wanted}; encode the picture "
                             "with the VAE of the same checkpoint.")
     return samples
-
-
-def record_latent(guider: Any, sigmas: Tensor, latent: dict[str, Any], settings: Settings) -> Inversion:
-    """`record` for a LATENT."""
-    return record(guider, sigmas, samples_of(guider, latent), settings)
 
 
 def check_belongs(inversion: Inversion, guider: Any, accept: bool) -> list[str]:

@@ -23,7 +23,7 @@ from ..inversion.levels import ascending, truncated
 from ..inversion.records import Inversion
 from ..inversion.steps import euler, residual
 from .fingerprint import free_hash, guided, model_hash
-from .guider import FREE, NEGATIVE, OWN, EnhancerGuider, enhancer_of, rescale
+from .guider import FREE, NEGATIVE, EnhancerGuider, counts_slots, enhancer_of, rescale
 from .image_attention import LIST
 from .memory import stop_if_asked, to_intermediate
 from .stamps import KEY
@@ -178,6 +178,7 @@ def _guided_levels(anchors: list[Tensor], levels: Tensor, known: dict[int, Tenso
     """(level, guided denoised at its anchor) for levels 1 to L; what the way up has evaluated is not evaluated again."""
     length = len(levels) - 1
     chunk = chunk_of(branches, chunk, x.shape)
+    together = not branches.own or meets_others(branches)
     i = 1
     while i <= length:
         if i in known and not branches.guides:
@@ -187,7 +188,7 @@ def _guided_levels(anchors: list[Tensor], levels: Tensor, known: dict[int, Tenso
             yield i, branches.combine(here, levels[i], found, torch.zeros_like(found)) if branches.own else found
             i += 1
             continue
-        if not branches.own or meets_others(branches):
+        if together:
             here = anchors[i].to(x.device)
             denoised = branches.guided(here, levels[i])
             progress(denoised, here)
@@ -247,10 +248,8 @@ def meets_others(branches: Branches) -> bool:
     transformer = branches.free_options.get("transformer_options", {})
     wrapped = any(key not in (KEY, LIST) for kind in transformer.get("wrappers", {}).values()
                   for key, found in kind.items() if found)
-    patched = any(transformer.get("patches_replace", {}).values()) or any(
-        not isinstance(patch, OWN) for patches in transformer.get("patches", {}).values() for patch in patches)
     replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
-    return bool(wrapped or patched or replaced)
+    return wrapped or replaced or counts_slots(branches.free_options)
 
 
 def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | None = None, callback: Any = None) -> Inversion:

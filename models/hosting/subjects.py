@@ -181,13 +181,7 @@ def load_subject(path: str | Path, adapter: Adapter, encoders: Encoders | None =
     the same method, base and width pass.
     """
     name = Path(path).name
-    metadata = files.read_header(path).metadata
-    if metadata.get("format") != FORMAT:
-        raise LikenessError(f"The file {name} is no saved subject; choose a file that Save Subject wrote.")
-    version = metadata.get("format_version", "")
-    if not version.isdigit() or int(version) > SUBJECT_VERSION:
-        raise LikenessError(f"The subject {name} has the format version {version or 'unknown'}, this version of "
-                            f"Likeness reads up to {SUBJECT_VERSION}; update the pack.")
+    metadata = files.read_saved(path, "subject", SUBJECT_VERSION)
     config = adapter.config
     made = f"{metadata.get('method')} for {metadata.get('base')}, width {metadata.get('width')}"
     have = f"{adapter.method} for {config.base}, width {config.width}"

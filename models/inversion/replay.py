@@ -1,9 +1,8 @@
 """The way down: Bi-directional Manipulation Denoising, from noise back to the picture with an identity inside it.
 
 x_{i-1} = x_i + h [d_f + lamF M (d_id - d_f)] + lamB r_i - tether (x_i - x*_i)  (CustomEnhancer, arXiv 2509.20775, eq. 4 as we
-read it;
-the tether is ours). lamF = 1 needs the identity branch alone, lamF = 0 the free branch alone, and with lamB = 1 on an anchor the
-next anchor is the answer, so nothing is evaluated.
+read it; the tether is ours). lamF = 1 needs the identity branch alone, lamF = 0 the free branch alone, and with lamB = 1 on an
+anchor the next anchor is the answer, so nothing is evaluated.
 """
 from __future__ import annotations
 
@@ -39,7 +38,6 @@ def replay(inversion: Inversion, flows: Flows, mixed: Mixed, device_like: Tensor
     on_anchor = True
     for n, i in enumerate(range(length, 0, -1)):
         forward = flows.forward_at(inversion.start + n, inversion.steps)
-        below = None
         if forward == 0.0 and copies and on_anchor:
             below = level(inversion.anchors, i - 1)
             denoised = x + levels[i] * (below - x) / (levels[i] - levels[i - 1])  # where this step points: what a preview shows

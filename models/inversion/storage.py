@@ -38,14 +38,7 @@ def save_inversion(inversion: Inversion, path: str | os.PathLike[str], precision
 def load_inversion(path: str | os.PathLike[str]) -> Inversion:
     """A saved inversion. Raises LikenessError for another kind of file, a newer format, and damage."""
     name = Path(path).name
-    header = files.read_header(path)
-    said = header.metadata
-    if said.get("format") != FORMAT:
-        raise LikenessError(f"The file {name} is no saved inversion; choose a file that Save Inversion wrote.")
-    version = said.get("format_version", "")
-    if not version.isdecimal() or int(version) > INVERSION_VERSION:
-        raise LikenessError(f"The inversion {name} has the format version {version or 'unknown'}, this version of Likeness "
-                            f"reads up to {INVERSION_VERSION}; update the pack.")
+    said = files.read_saved(path, "inversion", INVERSION_VERSION)
     tensors, _ = files.load(path)
     try:
         held: dict[str, Any] = {key: tensors[key].float() for key in _TENSORS if key != "nulls"}
@@ -53,7 +46,7 @@ def load_inversion(path: str | os.PathLike[str]) -> Inversion:
         inversion = Inversion(
             **held, cfg=float(said["cfg"]), closed=said["closed"] == "True",
             drift=float(said["drift"]) if "drift" in said else None,
-            nulls=tensors["nulls"].float() if "nulls" in tensors else None, version=int(version))
+            nulls=tensors["nulls"].float() if "nulls" in tensors else None, version=int(said["format_version"]))
         _check(inversion)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise LikenessError(f"The inversion {name} is damaged, its parts do not fit together ({error}); record it again."

@@ -21,7 +21,6 @@ from .workflow_parts import (
 KEEP = "Keep the Scene (CustomEnhancer)"
 SCHEDULE = {"scheduler": "normal", "steps": 20, "denoise": 1.0}
 CFG = 3.0
-DIALS = (0, 9, 11)
 
 
 def small(group: Group, name: str, title: str, row: int = 0) -> Link:
@@ -136,6 +135,20 @@ def exact(board: Board) -> None:
               title="Save the strip")
 
 
+def settings_of_the_dial(board: Board, world: Node, into: Node, free: Link, picture: Link, values: tuple[int, ...],
+                         prefix: str) -> None:
+    """One block a setting of the dial, and their pictures side by side."""
+    dial = board.group("5  The dial", (2, 1), PURPLE)
+    starts = [dial.add("PrimitiveInt", {"value": value}, title=f"Dial {number}")["INT"] for number, value in enumerate(values, 1)]
+    blocks, block = board.group("6  One picture a setting", (3, 0), GREEN), keep_the_scene(board.info)
+    pictures = [blocks.add(block, {
+        "model": into["model"], "positive": into["positive"], "free": free, "negative": into["negative"], "vae": world["vae"],
+        "image": picture, "manipulation_start": at}, title=f"Dial {number}", width=340)["image"]
+        for number, at in enumerate(starts, 1)]
+    joined = stitch(board.group("7  Side by side", (4, 0), GREY), pictures)
+    save(board.group("8  Result", (5, 0), BLUE), joined, prefix, room=240)
+
+
 def change_subject(board: Board) -> None:
     world, group = start(board)
     image, mask = cut_out_picture(group, "likeness_bunny")
@@ -145,15 +158,7 @@ def change_subject(board: Board) -> None:
                           "a photo of a red and white striped bunny in the forest, left", 5)
     into, free = prompts(board.group("4  Three prompts", (2, 0), PURPLE), world, subject,
                          *["a photo of a bunny in the forest, left"] * 2, "bunny")
-    dial = board.group("5  The dial", (2, 1), PURPLE)
-    starts = [dial.add("PrimitiveInt", {"value": value}, title=f"Dial {number}")["INT"] for number, value in enumerate(DIALS, 1)]
-    blocks, block = board.group("6  One picture a setting", (3, 0), GREEN), keep_the_scene(board.info)
-    pictures = [blocks.add(block, {
-        "model": into["model"], "positive": into["positive"], "free": free, "negative": into["negative"], "vae": world["vae"],
-        "image": scene, "manipulation_start": at}, title=f"Dial {number}", width=340)["image"]
-        for number, at in enumerate(starts, 1)]
-    joined = stitch(board.group("7  Side by side", (4, 0), GREY), pictures)
-    save(board.group("8  Result", (5, 0), BLUE), joined, "change the subject", room=240)
+    settings_of_the_dial(board, world, into, free, scene, (0, 9, 11), "change the subject")
 
 
 def fusion(board: Board) -> None:
@@ -197,13 +202,4 @@ def drawing(board: Board) -> None:
     picture = small(board.group("3  Drawing", (1, 2), GREEN), "likeness_drawing", "Drawing")
     into, free = prompts(board.group("4  Three prompts", (2, 0), PURPLE), world, subject,
                          *["a photo of a bear in the forest, center"] * 2, "bear")
-    dial = board.group("5  The dial", (2, 1), PURPLE)
-    starts = [dial.add("PrimitiveInt", {"value": value}, title=f"Dial {number}")["INT"]
-              for number, value in enumerate((0, 4, 8), 1)]
-    blocks, block = board.group("6  One picture a setting", (3, 0), GREEN), keep_the_scene(board.info)
-    pictures = [blocks.add(block, {
-        "model": into["model"], "positive": into["positive"], "free": free, "negative": into["negative"], "vae": world["vae"],
-        "image": picture, "manipulation_start": at}, title=f"Dial {number}", width=340)["image"]
-        for number, at in enumerate(starts, 1)]
-    joined = stitch(board.group("7  Side by side", (4, 0), GREY), pictures)
-    save(board.group("8  Result", (5, 0), BLUE), joined, "identity on a drawing", room=240)
+    settings_of_the_dial(board, world, into, free, picture, (0, 4, 8), "identity on a drawing")

@@ -30,7 +30,6 @@ from host.support import base, cfg_guider, comfy, comfy_extras, draw, encode, in
 from host.test_rows import Watch
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.bimd import BiMDSampler
-from likeness.models.hosting.inversions import fuse
 from likeness.models.inversion.records import Flows
 
 
@@ -337,13 +336,13 @@ def test_fusion_against_the_formula():
     left = torch.zeros(1, 8, 8)
     left[:, :, :4] = 1.0
     one = guider(net("eps"), 3.0)
-    two = fuse(one, OTHER, 0.5, 0.5, False, None)
+    two = one.with_identity(OTHER, 0.5, None, 0.5, False)
     assert error(asked(two, x, 2.0), fused_by_hand(x, 2.0, [[0.5, 0.5]] * 3, [None, None])) < 2e-5
-    uneven = fuse(one, OTHER, 0.7, 0.6, False, None)
+    uneven = one.with_identity(OTHER, 0.7, None, 0.6, False)
     assert error(asked(uneven, x, 2.0), fused_by_hand(x, 2.0, [[0.6, 0.7]] * 3, [None, None])) < 2e-5
-    masked = fuse(one, OTHER, 0.7, 1.0, False, left)
+    masked = one.with_identity(OTHER, 0.7, left, 1.0, False)
     assert error(asked(masked, x, 2.0), fused_by_hand(x, 2.0, [[1.0, 0.7]] * 3, [None, left[:, None]])) < 2e-5
-    three = fuse(two, text(40), 0.2, 0.5, False, None)
+    three = two.with_identity(text(40), 0.2, None, 0.5, False)
     assert error(asked(three, x, 2.0), fused_by_hand(x, 2.0, [[0.25, 0.25, 0.2]] * 3, [None, None, None])) < 2e-5
     assert len(one.identities) == 1 and set(one.original_conds) == {"positive", "free", "negative"}
     assert error(asked(one, x, 2.0), branch(net("eps"), ID, x, 2.0, 3.0)) < 1e-6, "the guider that came in has changed"
@@ -352,17 +351,17 @@ def test_fusion_against_the_formula():
 
 def test_fusion_over_a_batch_is_a_path():
     x = draw(6, 3, 4, 8, 8)
-    path = fuse(guider(net("eps"), 3.0), OTHER, 0.8, 0.2, True, None)
+    path = guider(net("eps"), 3.0).with_identity(OTHER, 0.8, None, 0.2, True)
     assert error(asked(path, x, 2.0), fused_by_hand(x, 2.0, [[1.0, 0.0], [0.6, 0.4], [0.2, 0.8]], [None, None])) < 2e-5
     assert error(asked(path, x[:1], 2.0), fused_by_hand(x[:1], 2.0, [[0.2, 0.8]], [None, None])) < 2e-5
-    further = fuse(path, text(40), 1.0, 0.5, False, None)
+    further = path.with_identity(text(40), 1.0, None, 0.5, False)
     weights = [[0.5, 0.0, 1.0], [0.3, 0.2, 1.0], [0.1, 0.4, 1.0]]
     assert error(asked(further, x, 2.0), fused_by_hand(x, 2.0, weights, [None, None, None])) < 2e-5
 
 
 def test_fusion_evaluates_what_counts():
     model, latent = net("eps"), picture("eps", 3)
-    who = fuse(guider(model, 1.0), OTHER, 1.0, 0.0, True, None)
+    who = guider(model, 1.0).with_identity(OTHER, 1.0, None, 0.0, True)
     inversion = recorded(who, 4, latent)
     for forward, rows in ((1.0, 2), (0.5, 3)):
         with counted(model) as seen:
@@ -385,7 +384,7 @@ def test_fusion_of_two_injected_subjects():
     watch.knows(first.negative)
     watch.texts += [(row, (subject("sd15", 2),)) for entry in _marked(second.positive) for row in entry[0]]
     who = guider(watch.on(second.model), 4.0, first.positive, free, first.negative)
-    who = fuse(who, _marked(second.positive), 0.5, 0.6, False, None)
+    who = who.with_identity(_marked(second.positive), 0.5, None, 0.6, False)
     asked(who, draw(5, 1, 4, 8, 8), 3.0)
     watch.check((1,), (2,), ())
     assert watch.calls == 1 and len(watch.rows) == 4

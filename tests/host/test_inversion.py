@@ -32,7 +32,7 @@ from host.support import base, cfg_guider, comfy, comfy_extras, core, draw, enco
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.bimd import mismatches
 from likeness.models.hosting.fingerprint import model_hash
-from likeness.models.hosting.inversions import check_belongs, judge, record_latent, samples_of
+from likeness.models.hosting.inversions import check_belongs, judge, samples_of
 from likeness.models.hosting.recorder import Settings, record
 from likeness.models.inversion.records import Flows
 from likeness.models.inversion.storage import load_inversion, save_inversion
@@ -462,7 +462,7 @@ def test_latents_that_are_refused():
     with pytest.raises(LikenessError, match="The latent holds values that are no numbers"):
         record(who, sigmas, bad)
     with pytest.raises(LikenessError, match="16 channels, this model works with 4"):
-        record_latent(who, sigmas, {"samples": picture("flow")}, Settings())
+        record(who, sigmas, samples_of(who, {"samples": picture("flow")}), Settings())
     assert samples_of(who, {"samples": torch.zeros(1, 16, 8, 8)}).shape[1] == 4
     with pytest.raises(LikenessError, match="several parts"):
         record(who, sigmas, comfy.nested_tensor.NestedTensor((picture("eps"), picture("eps"))))
