@@ -1,0 +1,1 @@
+"""CustomNet: view, place and background of an object."""

@@ -1,0 +1,1 @@
+"""PhotoMaker and InstantID: identity encoders for people."""
