@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--models", metavar="PATH", help=models)
     p = add("test", "run the tests", "Further words go to pytest: dev.py test tests/unit -k mask")
     p.add_argument("--mutations", action="store_true",
-                   help="break a copy of the code on purpose as tests/mutations.py says: tests must fail")
+                   help="break a copy of the code on purpose as tests/mutations says: tests must fail")
     p = add("bench", "measure something and print the numbers", "Without a name it lists what there is.")
     p.add_argument("name", nargs="?", default="", help="what to measure")
     p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")

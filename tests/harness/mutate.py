@@ -1,7 +1,7 @@
 """`dev.py test --mutations`: does a broken pack turn a test red?
 
-tests/mutations.py holds `MUTATIONS`, a list of `Mutation`. Each is applied alone to a copy of the checkout,
-its tests run there, and at least one must fail. The checkout itself is never touched.
+Each file of tests/mutations holds `MUTATIONS`, a list of `Mutation`. Each is applied alone to a copy of the
+checkout, its tests run there, and at least one must fail. The checkout itself is never touched.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .pack import mirror
 from .paths import DEV, PACK_FOLDER, PACK_PARTS, ROOT, HarnessError, host_dir
 
-LIST = ROOT / "tests" / "mutations.py"
+LISTS = ROOT / "tests" / "mutations"
 
 
 class Mutation(NamedTuple):
@@ -32,16 +32,16 @@ class Mutation(NamedTuple):
 
 
 def load() -> list[Mutation]:
-    if not LIST.is_file():
-        raise HarnessError("There is no tests/mutations.py yet, so there is nothing to break.")
-    spec = importlib.util.spec_from_file_location("mutations", LIST)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = list(module.MUTATIONS)
+    found: list[Mutation] = []
+    for path in sorted(LISTS.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"mutations_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += module.MUTATIONS
     names = [m.name for m in found]
     if not found or len(set(names)) != len(names):
-        raise HarnessError("MUTATIONS in tests/mutations.py is empty or has a name twice.")
+        raise HarnessError("The lists in tests/mutations are empty or have a name twice.")
     return found
 
 

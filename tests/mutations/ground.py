@@ -1,0 +1,156 @@
+"""Faults in the ground: stamps, patches, prompts, files, the miniature, CustAny, training."""
+from __future__ import annotations
+
+from harness.mutate import Mutation
+
+HOSTING, COMMON, CUSTANY, REALCUSTOM = "models/hosting/", "models/common/", "models/custany/", "models/realcustom/"
+HOST = "tests/host/test_"
+ROWS = (f"{HOST}rows.py::test_cfg", f"{HOST}rows.py::test_batches", f"{HOST}rows.py::test_two_subjects_in_one_prompt",
+        f"{HOST}rows.py::test_one_subject_in_two_places_is_not_doubled", f"{HOST}rows.py::test_process_cond_notes_the_area",
+        f"{HOST}rows.py::test_injection_after_a_combine_reaches_its_own_prompt_only")
+LAYERS = (f"{HOST}injector.py::test_one_call_by_hand", f"{HOST}injector.py::test_references_of_their_own_latents",
+          f"{HOST}injector.py::test_strength_zero_and_an_untrained_adapter_are_bit_equal",
+          f"{HOST}injector.py::test_a_clone_never_changes_its_parent", f"{HOST}injector.py::test_labels_of_other_settings_differ",
+          f"{HOST}injector.py::test_each_latent_has_the_global_vector_of_its_own_reference")
+LIMITS = (f"{HOST}limits.py",)
+PROMPT = (f"{HOST}prompt.py",)
+FILES = (f"{HOST}adapters.py",)
+DEMO = (f"{HOST}demo.py",)
+TRAINING = (f"{HOST}training_host.py::test_denoise_is_the_hosts_own_prediction",
+            f"{HOST}training_host.py::test_training_and_use_are_one_network")
+STEPS = (f"{HOST}training_host.py::test_the_network_is_made_ready_for_every_step",
+         f"{HOST}training_host.py::test_lessons_of_other_weights_are_drawn_anew")
+LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_nothing_had_been",)
+UNIT_MASKS = ("tests/unit/test_masks.py",)
+FUZZ = tuple(f"{HOST}fuzz.py::test_{name}" for name in ("metadata_of_adapters", "saved_subjects", "masks"))
+KILLED = (f"{HOST}killed.py",)
+PICKLES = (f"{HOST}adapters.py::test_files_that_are_no_weights",)
+CHANGED = (f"{HOST}nodes_subject.py::test_a_changed_file_is_read_again",)
+
+MUTATIONS = [
+    # -- stamps: who is a row
+    Mutation("every row has the first row's stamp", HOSTING + "stamps.py",
+             "if i) for row in rows), areas", "if i) for row in rows[:1] * len(rows)), areas", ROWS),
+    Mutation("the negative has no room for a stamp", HOSTING + "inject.py",
+             "negative = [stamped(entry, black) for entry in negative]", "negative = list(negative)", ROWS),
+    Mutation("the second subject overwrites the first", HOSTING + "stamps.py",
+             "old[old.index(0)] = number", "old[0] = number", ROWS),
+    Mutation("height and place of an area are swapped", HOSTING + "stamps.py",
+             "list(area)[:2] + list(area)[len(area) // 2:len(area) // 2 + 2]",
+             "list(area)[len(area) // 2:len(area) // 2 + 2] + list(area)[:2]", ROWS),
+    Mutation("one subject over two branches acts twice", HOSTING + "inject.py",
+             "if number not in _numbers(model):", "if number:", ROWS),
+    Mutation("prompts that begin alike are one prompt", HOSTING + "prompt.py",
+             "torch.allclose(entry_rows[0, places], rows, atol=1e-6)",
+             "torch.allclose(entry_rows[0, places[:-1]], rows[:-1], atol=1e-6)", ROWS),
+    # -- the patch layer
+    Mutation("a row without the stamp gets the subject", HOSTING + "injector.py",
+             "if count > turn]", "if count >= turn]", LAYERS),
+    Mutation("the residual is lost", HOSTING + "injector.py",
+             "return x.index_add(0, index, (added * weight).to(x.dtype))",
+             "return x.index_copy(0, index, (added * weight).to(x.dtype))", LAYERS),
+    Mutation("references follow the row, not the latent", HOSTING + "injector.py",
+             "tokens[[(row % batch) % tokens.shape[0] for row in rows]]", "tokens[[row % tokens.shape[0] for row in rows]]",
+             LAYERS),
+    Mutation("the injector writes into the MODEL that it got", HOSTING + "inject.py",
+             "        model = model.clone()\n", "", LAYERS),
+    Mutation("the mask is no part of the label", HOSTING + "inject.py",
+             "strengths, picture_hash(mask), getattr", "strengths, getattr", LAYERS),
+    Mutation("one per latent shares the mean in its word", HOSTING + "adapters.py",
+             'if subject.pairing != "per latent":', "if True:", LAYERS),
+    # -- where and when
+    Mutation("masks beyond the batch are dropped", HOSTING + "row_masks.py", "        if count > batch:",
+             "        if False:", LIMITS),
+    Mutation("the rows of all prompts count as the batch", HOSTING + "injector.py",
+             "check_batch(self.plan.mask, references, batch,", "check_batch(self.plan.mask, references, x.shape[0],", LIMITS),
+    Mutation("the mask is dead", HOSTING + "injector.py", "added = added * mask", "added = added * 1.0", LIMITS),
+    Mutation("the area is cut with swapped axes", HOSTING + "row_masks.py",
+             "mask = mask[y:y + height, x:x + width]", "mask = mask[x:x + width, y:y + height]", LIMITS),
+    Mutation("an empty mask passes", HOSTING + "inject.py", "if float(mask.max()) <= 0.0:", "if float(mask.max()) < 0.0:",
+             LIMITS),
+    Mutation("a missing guidance mask is no fault", HOSTING + "row_masks.py",
+             "        if live is None:\n",
+             "        if live is None:\n            return None\n        if False:\n", LIMITS),
+    Mutation("the end is open", HOSTING + "injector.py", "if not self.end <= sigma <= self.start:", "if not sigma <= self.start:",
+             LIMITS),
+    Mutation("progress runs backwards between two steps", HOSTING + "injector.py",
+             "return (index - (sigma - level)", "return (index + (sigma - level)", LIMITS),
+    # -- the word
+    Mutation("windows are one column short", COMMON + "columns.py", "row += len(window)", "row += len(window) - 1", PROMPT),
+    Mutation("a part of a word is a word", COMMON + "columns.py", "(at == 0 or ends_word(window[at - 1]))", "True", PROMPT),
+    Mutation("occurrences count from zero", COMMON + "columns.py", "starts[occurrence - 1:occurrence]",
+             "starts[occurrence:occurrence + 1]", PROMPT),
+    Mutation("prompt weights are forgotten", HOSTING + "inject.py", "return word_delta(subject, raw) * weight",
+             "return word_delta(subject, raw)", PROMPT),
+    Mutation("a concatenated prompt is not searched", HOSTING + "prompt.py",
+             "for shift in range(0, entry_rows.shape[1], word.window):", "for shift in range(0, 1, word.window):", PROMPT),
+    Mutation("a T5 beside the CLIP does not matter", HOSTING + "prompt.py", "set(tokens) <= set(known)",
+             "set(tokens) & set(known)", PROMPT),
+    Mutation("the next injector does not follow dropped tokens", HOSTING + "inject.py",
+             "return column - sum(", "return column - 0 * sum(", PROMPT),
+    Mutation("any CONDITIONING of the same length is mine", HOSTING + "prompt.py",
+             "or entry[0].shape[1] == total and alike(entry[0])", "or entry[0].shape[1] == total", PROMPT),
+    Mutation("prompt weights make another text", HOSTING + "prompt.py",
+             "F.cosine_similarity(got[list(columns)] - nothing, text[list(columns)] - nothing, dim=-1)",
+             "F.cosine_similarity(got[list(columns)], text[list(columns)], dim=-1) - 0.3", PROMPT),
+    # -- files and encoders
+    Mutation("every pickle in the folder is read", HOSTING + "encoders.py",
+             "if not files.is_safetensors(path) and all(map(fitting_files, range(len(wanted)))):", "if False:", FILES),
+    Mutation("a plain ViT is as good as an MAE", HOSTING + "encoders.py",
+             "out.append((exact or surer or fitting)[0])", "out.append((exact or fitting)[0])", FILES),
+    Mutation("a copy for another device shares the weights", HOSTING + "adapters.py",
+             "patcher.cached_patcher_init = (reload_adapter, (path,))",
+             "patcher.cached_patcher_init = (lambda path, disable_dynamic=False: patcher, (path,))", FILES),
+    Mutation("the encoder's hash does not count", HOSTING + "encoders.py", "out.append((exact or surer or fitting)[0])",
+             "out.append((surer or fitting)[0])", FILES),
+    Mutation("encoders in any order", HOSTING + "adapters.py", "    if got != wanted:\n",
+             "    if sorted(got) != sorted(wanted):\n", FILES),
+    Mutation("average keeps every reference", HOSTING + "adapters.py", 'if combine == "average":', "if False:", FILES),
+    # -- faults: damaged, killed, hostile, replaced
+    Mutation("a damaged list of encoders comes through as Python's own error", HOSTING + "adapters.py",
+             "except (ValueError, TypeError, RecursionError) as error:", "except RecursionError as error:", FUZZ),
+    Mutation("a saved subject may hold infinity", HOSTING + "subjects.py",
+             "t.shape[2] == width and bool(torch.isfinite(t).all())", "t.shape[2] == width", FUZZ),
+    Mutation("nan in a mask stays", COMMON + "masks.py", "torch.nan_to_num(mask).clamp(0, 1)", "mask.clamp(0, 1)", FUZZ),
+    Mutation("a half file has the ending of a model", COMMON + "files.py",
+             'f".{path.name}.{uuid.uuid4().hex}.tmp"', 'f"{uuid.uuid4().hex}.{path.name}"', KILLED),
+    Mutation("a file is written where the old one lies", COMMON + "files.py",
+             "save_file(_ready(tensors), temporary, metadata", "save_file(_ready(tensors), path, metadata", KILLED),
+    Mutation("pickles are executed", HOSTING + "encoders.py",
+             "return unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}",
+             "return unwrap(torch.load(str(path), weights_only=False)), {}", PICKLES),
+    Mutation("a replaced file is not noticed", "nodes/_paths.py", "{stat.st_mtime_ns}:{stat.st_size}", "there", CHANGED),
+    # -- the miniature
+    Mutation("the vocabulary is shifted by a row", HOSTING + "demo.py", "table[token] = small[row + 3]",
+             "table[token] = small[row + 2]", DEMO),
+    Mutation("preview colours without the whitening", HOSTING + "demo.py",
+             '.mean(1) * first_stage["scale"].float()', ".mean(1)", DEMO),
+    # -- CustAny's modules
+    Mutation("the two encoders' patches are swapped", CUSTANY + "adapter.py", "self.local_mlp(torch.cat(patches, -1))",
+             "self.local_mlp(torch.cat(patches[::-1], -1))", FILES),
+    Mutation("the word comes before the class tokens", CUSTANY + "adapter.py",
+             "torch.cat([tokens.flatten(1), word.to(tokens.dtype)], -1)",
+             "torch.cat([word.to(tokens.dtype), tokens.flatten(1)], -1)", FILES),
+    Mutation("the query is not normalised", CUSTANY + "layers.py", "self.to_q(self.norm(x))", "self.to_q(x)", LAYERS),
+    Mutation("an untrained layer changes the picture", CUSTANY + "layers.py", "init_linear(self.to_out, generator, zero=True)",
+             "init_linear(self.to_out, generator)", LAYERS),
+    Mutation("the delta falls on the row after the word", CUSTANY + "layers.py", "hit = index[None] == first[:, None]",
+             "hit = index[None] == first[:, None] + 1", TRAINING),
+    # -- masks and training
+    Mutation("the box loses its last column", COMMON + "masks.py", "int(columns[-1]) + 1, int(rows[-1]) + 1",
+             "int(columns[-1]), int(rows[-1]) + 1", UNIT_MASKS),
+    Mutation("the mask is not laid on the background", COMMON + "masks.py", "picture = composite(rgb, mask, background)",
+             "picture = rgb", UNIT_MASKS),
+    Mutation("the v target has the wrong sign", HOSTING + "training_base.py", "(noise - sigma * latents)",
+             "(noise + sigma * latents)", TRAINING),
+    Mutation("the UNet is made ready once", HOSTING + "training_base.py",
+             "        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),"
+             "\n                                             base.get_dtype_inference()))\n", "", STEPS),
+    Mutation("lessons are kept by their number alone", "nodes/training_cli.py", "cache_key(frozen, drawn)", "cache_key(drawn)",
+             STEPS),
+    Mutation("a cache is written in place", "models/demo/recipe.py", 'path.with_name(path.name + ".part")', "path", STEPS),
+    Mutation("Ctrl-C breaks the step", "models/training/loop.py", "        if self.asked:\n            raise",
+             "        if True:\n            raise", LOOP),
+    Mutation("Ctrl-C saves nothing", "models/training/loop.py", "if last_save != run.step:",
+             "if last_save != run.step and not interrupt.asked:", LOOP),
+]
