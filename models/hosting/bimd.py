@@ -17,7 +17,7 @@ from ..inversion.replay import replay
 from .fingerprint import free_hash, model_hash
 from .guider import EnhancerGuider
 from .memory import stop_if_asked
-from .recorder import prediction_of
+from .recorder import prediction_of, step_cache
 
 log = logging.getLogger("likeness")
 
@@ -85,9 +85,6 @@ class BiMDSampler(comfy.samplers.Sampler):
                                 "switch accept_mismatch on.")
         for fault in faults:
             log.warning("BiMD goes on although %s", fault)
-        if isinstance(guider, EnhancerGuider) and free_hash(guider) != inversion.conditioning_hash:
-            log.warning("BiMD: the free or negative prompt is not the one of the recording, the picture will not come back "
-                        "exactly")
 
 
 def mismatches(inversion: Inversion, guider: Any, sigmas: Tensor | None) -> list[str]:
@@ -105,6 +102,15 @@ def mismatches(inversion: Inversion, guider: Any, sigmas: Tensor | None) -> list
         out.append(f"its model predicts {inversion.prediction}, the guider's {predicts} (a Model Sampling node)")
     if inversion.method != "ddim" and not math.isclose(guider.cfg, inversion.cfg):
         out.append(f"it was recorded at cfg {inversion.cfg:g}, the guider has {guider.cfg:g}")
+    form = type(guider.model_patcher.model.latent_format).__name__
+    if form != inversion.latent_format:
+        out.append(f"its latents are in the format {inversion.latent_format}, the guider's model works with {form}")
+    # A plain DDIM inversion has no residuals that another prompt would make untrue; other guiders are asked where it counts.
+    if inversion.method != "ddim" and isinstance(guider, EnhancerGuider) and free_hash(guider) != inversion.conditioning_hash:
+        out.append("its free or negative prompt, or what hangs on them (ControlNet, area, hook), is not the guider's")
+    skips = step_cache(guider.model_patcher)
+    if skips:
+        out.append(f"{skips} on the guider's model skips evaluations that the recording counts on")
     return out
 
 

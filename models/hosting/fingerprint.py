@@ -5,10 +5,18 @@ import hashlib
 import math
 from typing import Any
 
+import comfy.conds
 import torch
 from torch import Tensor
 
+from .guider import mixes
+from .stamps import numbers
+
 TENSORS, VALUES = 24, 64  # how many weights are looked at, and how many numbers of each
+SKIPPED = ("uuid",)  # drawn anew for every sampling
+# What a ControlNet, a group of hooks, a hook and its keyframes say about themselves, in the host's names.
+PARTS = ("cond_hint_original", "strength", "timestep_percent_range", "previous_controlnet", "hooks", "_strength_model",
+         "strength_model", "hook_keyframe", "keyframes", "start_percent")
 
 
 def model_hash(patcher: Any) -> str:
@@ -20,7 +28,7 @@ def model_hash(patcher: Any) -> str:
     state = {name: tensor for name, tensor in patcher.model.state_dict().items() if name.startswith("diffusion_model.")}
     names = sorted(state)
     digest = hashlib.sha256(repr([(name, tuple(state[name].shape)) for name in names]).encode())
-    for name in names[::max(1, len(names) // TENSORS)]:
+    for name in _spread(names):
         # the loaded weight may have a LoRA in it; the host keeps the plain one aside
         kept = patcher.backup.get(name)
         _add(digest, kept.weight if kept is not None else state[name])
@@ -32,18 +40,52 @@ def model_hash(patcher: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def conditioning_hash(*prompts: list[dict[str, Any]] | None) -> str:
-    """Of converted conditionings: text vectors, pooled vectors, areas and times. 16 hexadecimal digits."""
+def conditioning_hash(*prompts: list[dict[str, Any]] | None, settings: dict[str, Any] | None = None) -> str:
+    """Of converted conditionings: all that reaches the network or says where, when and how strongly. 16 hexadecimal digits.
+
+    Text, pooled and concatenated tensors, areas, masks, times, stamps of subjects, ControlNets with hint, strength and range,
+    hooks with their weights. settings: the guider's own numbers.
+    """
     digest = hashlib.sha256()
     for prompt in prompts:
         for entry in prompt or ():
-            for key in ("cross_attn", "pooled_output"):
-                if isinstance(entry.get(key), Tensor):
-                    digest.update(entry[key].detach().float().cpu().contiguous().numpy().tobytes())
-            plain = {key: entry[key] for key in ("area", "strength", "start_percent", "end_percent") if key in entry}
-            digest.update(repr(sorted(plain.items())).encode())
+            _describe(digest, {**entry, "stamps": numbers(entry)})
         digest.update(b"|")
+    _describe(digest, settings or {})
     return digest.hexdigest()[:16]
+
+
+def _describe(digest: Any, value: Any) -> None:
+    """Adds a value of any kind; what is None or only tells one object from another counts as absent."""
+    if isinstance(value, Tensor):
+        digest.update(repr(tuple(value.shape)).encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    elif isinstance(value, dict):
+        for key in sorted(map(str, value)):
+            # our own marks beside the tensors say nothing that the tensors do not say
+            if value.get(key) is not None and key not in SKIPPED and not key.startswith("likeness_"):
+                digest.update(key.encode())
+                _describe(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(b"[")
+        for item in value:
+            _describe(digest, item)
+    elif isinstance(value, comfy.conds.CONDRegular):
+        _describe(digest, value.cond)
+    elif isinstance(value, (str, int, float, bool)):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__qualname__.encode())
+        _describe(digest, {name: getattr(value, name, None) for name in PARTS})
+        network, weights = getattr(value, "control_model", None), getattr(value, "weights", None)
+        found = list(network.state_dict().values()) if network is not None else []
+        for tensor in _spread(found + _tensors(list(weights.values()) if isinstance(weights, dict) else [])):
+            _add(digest, tensor)
+
+
+def _spread(items: list[Any]) -> list[Any]:
+    """At most about TENSORS of them, evenly."""
+    return items[::max(1, len(items) // TENSORS)]
 
 
 def guided(guider: Any) -> bool:
@@ -52,8 +94,14 @@ def guided(guider: Any) -> bool:
 
 
 def free_hash(guider: Any) -> str:
-    """`conditioning_hash` of what a guider's free flow reads: the free prompt, or the only one, and the negative if it counts."""
+    """`conditioning_hash` of what a guider's free flow reads: the free prompt, or the only one, and the negative if it counts.
+
+    Of a guider that mixes in its own way (core's DualCFGGuider): all its prompts and all its numbers.
+    """
     conds = guider.original_conds
+    if mixes(guider):
+        settings = {name: value for name, value in vars(guider).items() if isinstance(value, (int, float, str))}
+        return conditioning_hash(*(conds[name] for name in sorted(conds)), settings=settings)
     return conditioning_hash(conds.get("free", conds.get("positive")), conds.get("negative") if guided(guider) else None)
 
 

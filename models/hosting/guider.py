@@ -21,7 +21,7 @@ from ..common.errors import LikenessError
 from ..inversion.masks import fit_mask
 from .image_attention import ImageInjection
 from .injector import LocalInjection
-from .stamps import KEY, stamped
+from .stamps import KEY, numbers, stamped
 
 OWN = (LocalInjection, ImageInjection)  # the pack's patches, which look at stamps and not at slots
 FIRST, FREE, NEGATIVE = "positive", "free", "negative"
@@ -62,6 +62,8 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
     def set_flows(self, identities: list[tuple[Identity, Conditioning]], free: Conditioning, negative: Conditioning,
                   cfg: float) -> None:
         """Conditionings of all branches; stamps make room for one another so that all rows fit into one call."""
+        for _, conditioning in identities:
+            self._check_subject(conditioning)
         slots = {identity.slot: conditioning for identity, conditioning in identities} | {FREE: free, NEGATIVE: negative}
         if any(KEY in entry[1].get("model_conds", {}) for entries in slots.values() for entry in entries):
             slots = {name: [stamped(entry, 0) for entry in entries] for name, entries in slots.items()}
@@ -72,6 +74,7 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
     def with_identity(self, conditioning: Conditioning, weight: float, mask: Tensor | None, keep: float,
                       path: bool) -> EnhancerGuider:
         """A new guider with one more identity; the weights of the others are multiplied by `keep`."""
+        self._check_subject(conditioning)
         other = copy.copy(self)
         slot = f"identity {len(self.identities) + 1}"
         new = [item._replace(weight=item.weight * keep, first=(item.weight if item.first is None else item.first) if path else
@@ -85,6 +88,14 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
                 other.original_conds[name] = [stamped([None, entry], 0)[1] for entry in entries]
         other.inner_set_conds({slot: [stamped(entry, 0) for entry in conditioning] if carries or comes else conditioning})
         return other
+
+    def _check_subject(self, conditioning: Conditioning) -> None:
+        """LikenessError for a subject whose injector is not on this guider's model: its rows would stay plain without a word."""
+        patches = self.model_options.get("transformer_options", {}).get("patches", {})
+        here = {number for found in patches.values() for patch in found for number in getattr(patch, "ids", ())}
+        if any(number not in here for entry in conditioning for number in numbers(entry[1])):
+            raise LikenessError("The prompt carries a subject whose injector is not on the guider's model; chain the injectors "
+                                "on one MODEL and connect that one to the CustomEnhancer Guider.")
 
     def outer_sample(self, *args, **kwargs):
         # the free model's patches need the device as well; the guider's own are moved by the host
@@ -210,6 +221,12 @@ def _check_same(model: Any, free_model: Any) -> None:
                             "LoRA on both, or attach it to the identity prompt as a hook.")
 
 
+def mixes(guider: Any) -> bool:
+    """Whether a guider puts its branches together in a way of its own, as core's DualCFGGuider does."""
+    own = type(guider).predict_noise in (comfy.samplers.CFGGuider.predict_noise, EnhancerGuider.predict_noise)
+    return not own or not {FIRST, FREE} & guider.original_conds.keys()
+
+
 def enhancer_of(guider: Any) -> EnhancerGuider | None:
     """A private copy as an EnhancerGuider: also of core's CFG and basic guiders, whose prompt is then the free one too.
 
@@ -217,7 +234,7 @@ def enhancer_of(guider: Any) -> EnhancerGuider | None:
     """
     if isinstance(guider, EnhancerGuider):
         return copy.copy(guider)
-    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise or FIRST not in guider.original_conds:
+    if mixes(guider):
         return None
     own = EnhancerGuider(guider.model_patcher)
     own.model_options = guider.model_options

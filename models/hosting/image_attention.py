@@ -44,6 +44,11 @@ class ImageInjection:
         self.plan = plan
         self.strength = dict(plan.strength)
 
+    @property
+    def ids(self) -> set[int]:
+        """Stamps that this patch acts on."""
+        return {self.plan.number, self.plan.black}
+
     def models(self) -> list[Any]:
         """Patchers that the host loads together with the diffusion model."""
         return [store for store in (self.plan.subject, self.plan.nothing) if not isinstance(store, Projected)]

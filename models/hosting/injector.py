@@ -63,6 +63,11 @@ class LocalInjection:
         self._layers = {key: (k, v) for key, k, v in plan.keys_values}
         self._strength = dict(plan.strength)
 
+    @property
+    def ids(self) -> set[int]:
+        """Stamps that this patch acts on."""
+        return {self.plan.number}
+
     def models(self) -> list[Any]:
         """Patchers that the host loads together with the diffusion model."""
         return [self.plan.patcher]

@@ -12,7 +12,6 @@ from ..common.errors import LikenessError
 from ..inversion import report
 from ..inversion.records import Flows, Inversion
 from .bimd import BiMDSampler, mismatches
-from .fingerprint import free_hash
 from .guider import FIRST, EnhancerGuider, Identity
 
 
@@ -39,10 +38,7 @@ def check_belongs(inversion: Inversion, guider: Any, accept: bool) -> list[str]:
     if faults and not accept:
         raise LikenessError(f"The inversion does not belong to this guider: {'; '.join(faults)}. Record it again, or switch "
                             "accept_mismatch on.")
-    notes = [f"note: {fault}; accepted" for fault in faults]
-    if free_hash(guider) != inversion.conditioning_hash:
-        notes.append("note: the free or negative prompt is another one than at recording")
-    return notes
+    return [f"note: {fault}; accepted" for fault in faults]
 
 
 def judge(inversion: Inversion, vae: Any, pictures: int, guider: Any = None) -> tuple[str, Tensor, Tensor]:

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.model_management as management
+import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
 import torch
@@ -30,6 +32,7 @@ from .stamps import KEY
 
 MAX_CHUNK = 16
 FULL_CARD = 128 * 128  # latent cells in one call above which a batch of levels gains nothing
+STEP_CACHES = (("easycache", "EasyCache"), ("lazycache", "LazyCache"))
 TIED = ("timestep_start", "timestep_end", "control", "hooks", "area", "mask")  # conditioning that looks at one sigma or one place
 
 
@@ -49,23 +52,31 @@ class Settings(NamedTuple):
 class Branches:
     """What a recording asks of a guider, counted: one branch without guidance, and the guided free flow."""
 
-    def __init__(self, guider: Any, model_options: dict[str, Any], seed: int | None):
-        self.guider, self.options, self.seed = guider, model_options, seed
+    def __init__(self, guider: Any, model_options: dict[str, Any], seed: int | None, batch: int):
+        self.guider, self.options, self.seed, self.batch = guider, model_options, seed, batch
         self.own = isinstance(guider, EnhancerGuider)
         free = self.own and guider.free_options is not None
         self.free_options = guider._calls([FREE], None, model_options)[0][1] if free else model_options
         self.guides = self.own and guided(guider)
         self.evaluations = self.calls = 0
+        if not self.own:
+            self.options = comfy.model_patcher.create_model_options_clone(model_options)
+            comfy.patcher_extension.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "likeness_count",
+                                                         self._look, self.options, is_model_options=True)
 
     def count(self, branches: int, levels: int = 1) -> None:
         self.evaluations += branches * levels
         self.calls += 1
 
+    def _look(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """APPLY_MODEL: counts what a guider of its own kind asks the network, in rows of one picture."""
+        self.count(x.shape[0] // self.batch or 1)
+        return executor(x, *args, **kwargs)
+
     def conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoised of the free prompt alone (of the whole guider where it mixes in its own way)."""
         stop_if_asked()
         if not self.own:
-            self.count(1)
             return self.guider(x, sigma.expand(x.shape[0]), model_options=self.options, seed=self.seed)
         self.count(1)
         return self.guider._run([self.guider.conds[FREE], None], x, sigma.expand(x.shape[0]), self.free_options)[0]
@@ -73,9 +84,9 @@ class Branches:
     def guided(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoised of the free flow, as a replay asks for it."""
         stop_if_asked()
-        self.count(2 if self.guides else 1)
         if not self.own:
             return self.guider(x, sigma.expand(x.shape[0]), model_options=self.options, seed=self.seed)
+        self.count(2 if self.guides else 1)
         return self.guider.denoised(x, sigma.expand(x.shape[0]), [FREE], self.options)[FREE]
 
     def pair(self, x: Tensor, sigma: Tensor, levels: int, known: bool) -> tuple[Tensor | None, Tensor]:
@@ -105,7 +116,7 @@ class Recorder(comfy.samplers.Sampler):
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
                latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
-        branches = Branches(model_wrap, extra_args["model_options"], extra_args.get("seed"))
+        branches = Branches(model_wrap, extra_args["model_options"], extra_args.get("seed"), latent_image.shape[0])
         x, settings = latent_image.float(), self.settings
         levels, sampling = self.levels.to(x.device), model_wrap.inner_model.model_sampling
         length = len(levels) - 1
@@ -252,6 +263,12 @@ def meets_others(branches: Branches) -> bool:
     return wrapped or replaced or counts_slots(branches.free_options)
 
 
+def step_cache(patcher: Any) -> str:
+    """Name of core's cache on a MODEL that repeats an earlier step's answer instead of asking the network; "" without one."""
+    keys = {key for kind in patcher.wrappers.values() for key, found in kind.items() if found}
+    return next((name for key, name in STEP_CACHES if key in keys), "")
+
+
 def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | None = None, callback: Any = None) -> Inversion:
     """The recorded inversion of a LATENT's samples (b, c, ...). The guider stays as it was. Raises LikenessError."""
     settings = settings or Settings()
@@ -260,6 +277,10 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | Non
     kept = truncated(levels, settings.start)
     if getattr(latent, "is_nested", False):
         raise LikenessError("A latent of several parts (video with sound) cannot be inverted; invert the picture part alone.")
+    skips = step_cache(guider.model_patcher)
+    if skips:
+        raise LikenessError(f"{skips} on the model skips evaluations, so the recording would not hold what the model does; "
+                            "bypass it for the recording and the replay.")
     private = enhancer_of(guider)
     recorder = Recorder(settings, kept, steps)
     run = private if private is not None else copy.copy(guider)
@@ -270,7 +291,9 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | Non
             bar.update_absolute(step + 1, total)
 
     with torch.no_grad():
-        run.sample(torch.zeros_like(latent), latent, recorder, sigmas, callback=callback or report, disable_pbar=True, seed=0)
+        # what a replay will get, so that patches which look at the whole schedule see the same one both times
+        run.sample(torch.zeros_like(latent), latent, recorder, kept.flip(0), callback=callback or report, disable_pbar=True,
+                   seed=0)
     found = recorder.result
     return Inversion(
         method="resinversion" if settings.residuals else "ddim", anchors=found["anchors"], residuals=found["residuals"],

@@ -51,6 +51,12 @@ def stamped(entry: list[Any], number: int) -> list[Any]:
     return [entry[0], options]
 
 
+def numbers(options: dict[str, Any]) -> list[int]:
+    """Ids in the options of a CONDITIONING entry, or of a converted one, in rising order."""
+    stamp = options.get("model_conds", {}).get(KEY)
+    return sorted(number for number in stamp.cond[0].tolist() if number) if stamp is not None else []
+
+
 def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """APPLY_MODEL: takes the stamp out of the model's inputs and into its options."""
     stamp = kwargs.pop(KEY, None)

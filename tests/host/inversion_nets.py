@@ -32,15 +32,15 @@ UNET = {"image_size": 32, "use_spatial_transformer": True, "legacy": False, "mod
         "num_heads": 4, "num_head_channels": -1, "dtype": torch.float32}
 
 
-def make(kind: str, seed: int = 0, gain: float = 1.0) -> Any:
+def make(kind: str, seed: int = 0, gain: float = 1.0, dtype: torch.dtype = torch.float32) -> Any:
     """A MODEL with seeded random weights, made in inference mode as the host's loader does it."""
     form = getattr(comfy.latent_formats, FORMATS[kind])
     channels = form.latent_channels
-    shape = {**UNET, "in_channels": channels, "out_channels": channels}
+    shape = {**UNET, "in_channels": channels, "out_channels": channels, "dtype": dtype}
     with torch.inference_mode():
         config = comfy.supported_models.SD15(shape)
         config.unet_config, config.latent_format, config.sampling_settings = shape, form(), {}
-        config.set_inference_dtype(torch.float32, None)
+        config.set_inference_dtype(dtype, None)
         model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType[TYPES[kind]], device="cpu")
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in model.diffusion_model.named_parameters():

@@ -95,7 +95,7 @@ def test_recording_with_the_identity_cancels_the_forward_flow(kind, cfg):
     latent, who = picture(kind), guider(net(kind), cfg, free=ID)
     inversion = recorded(who, 5, latent)
     for other in (who, guider(net(kind), cfg)):
-        _, kept = replayed(other, inversion, latent)
+        _, kept = replayed(other, inversion, latent, accept=other is not who)  # its free prompt is not the recording's
         assert error(kept.x, inversion.anchors[0]) < 5e-3
     free_space = recorded(guider(net(kind), cfg), 5, latent)
     _, kept = replayed(guider(net(kind), cfg), free_space, latent)
@@ -393,6 +393,17 @@ def test_fusion_of_two_injected_subjects():
 def _marked(conditioning):
     """The same prompt with a text that tells it from the other's."""
     return [[entry[0] + 0.01, entry[1]] for entry in conditioning]
+
+
+def test_a_subject_without_its_injector_is_refused():
+    """Its rows would stay plain and nobody would know why."""
+    first, second = injected("sd15", 1), injected("sd15", 2)  # two models: neither has both injectors
+    free = encode("sd15", "a photo of a room")
+    with pytest.raises(LikenessError, match="injector is not on the guider's model"):
+        guider(base("sd15")[0], 4.0, first.positive, free, first.negative)
+    who = guider(first.model, 4.0, first.positive, free, first.negative)
+    with pytest.raises(LikenessError, match="chain the injectors on one MODEL"):
+        who.with_identity(second.positive, 0.5, None, 0.5, False)
 
 
 # -- bad input -----------------------------------------------------------------------------------------
