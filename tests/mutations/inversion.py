@@ -11,9 +11,8 @@ RECORDING = tuple(f"{HOST}inversion.py::test_{name}" for name in (
     "target_is_plain_ddim_inversion", "batched_residuals_are_the_sequential_ones", "what_looks_at_one_sigma_is_never_batched",
     "evaluations_of_the_other_ways", "patches_with_two_slots"))
 CLOSED = (f"{HOST}inversion.py::test_closed_loop_is_bit_exact",)
-BELONGS = tuple(f"{HOST}inversion.py::test_{name}" for name in (
-    "the_fingerprint_is_the_models_own", "another_prediction_is_another_model", "notes_on_the_prompt",
-    "guidance_functions_are_recorded_as_they_are_replayed"))
+BELONGS = (f"{HOST}inversion_belongs.py", f"{HOST}inversion.py::test_guidance_functions_are_recorded_as_they_are_replayed")
+HALF = (f"{HOST}inversion.py::test_recording_and_replay_see_the_same_schedule",)
 BIMD = tuple(f"{HOST}bimd.py::test_{name}" for name in (
     "mss_n_is_the_hosts_own_round_trip", "outside_a_hard_mask_the_picture_stays", "difference_mask_pushes_inside_only",
     "a_guidance_pass_fires_at_every_step", "free_model_keeps_the_options_apart", "guidance_functions_act_on_each_branch",
@@ -60,6 +59,21 @@ MUTATIONS = [
              "repr((name, strength_model))", BELONGS),
     Mutation("guidance without cfg has no negative", HOSTING + "fingerprint.py",
              'or bool(guider.model_options.get("disable_cfg1_optimization", False))', "or False", BELONGS),
+    Mutation("what hangs on a prompt does not count", HOSTING + "fingerprint.py", "            _describe(digest, {**entry,",
+             "            _describe(digest, {'cross_attn': entry.get('cross_attn'),", BELONGS),
+    Mutation("a control counts at any strength", HOSTING + "fingerprint.py", '"cond_hint_original", "strength", "timestep',
+             '"cond_hint_original", "timestep', BELONGS),
+    Mutation("another free prompt is no mismatch", HOSTING + "bimd.py", "and free_hash(guider) != inversion.conditioning_hash:\n"
+             "        out", "and False:\n        out", BELONGS),
+    Mutation("a guider of its own kind counts once a call", HOSTING + "recorder.py", "self.count(x.shape[0] // self.batch or 1)",
+             "self.count(1)", BELONGS),
+    Mutation("only one strength of two belongs to the recording", HOSTING + "fingerprint.py", "settings=settings)",
+             "settings={})", BELONGS),
+    Mutation("a step cache is recorded", HOSTING + "recorder.py", "    if skips:\n", "    if False:\n", BELONGS),
+    Mutation("the recording sees the uncut schedule", HOSTING + "recorder.py", "recorder, kept.flip(0), callback",
+             "recorder, sigmas, callback", HALF),
+    Mutation("a subject without its injector passes", HOSTING + "guider.py", "if any(number not in here", "if all(number in here",
+             (f"{HOST}bimd.py::test_a_subject_without_its_injector_is_refused",)),
     Mutation("another prediction is no mismatch", HOSTING + "bimd.py", "if predicts != inversion.prediction:", "if False:",
              BELONGS),
     # -- inversion: replay and guider

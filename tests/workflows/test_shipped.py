@@ -118,6 +118,30 @@ def test_cancel_and_run_again(server, info):
     assert same(saved(again, job), expected)
 
 
+@pytest.mark.parametrize("where", ["Likeness_ResInversion", "SamplerCustomAdvanced"])
+def test_cancel_while_recording_and_while_replaying(server, info, where):
+    """Neither leaves anything in the guider, the model or the cache: the next run gives the same picture."""
+    job = prompt(next(name for name in NAMES if name.startswith("6 ")), info)
+    for key in of_type(job, "BasicScheduler"):
+        job[key]["inputs"]["steps"] = 40
+    server.free()
+    expected = saved(server.run(job), job)
+    server.free()
+    nodes = of_type(job, where)
+    cancelled = []
+
+    def cancel(kind, data):
+        if kind == "progress" and data.get("node") in nodes and data.get("value", 0) >= 2 and not cancelled:
+            cancelled.append(data["node"])
+            server.interrupt()
+
+    result = server.run(job, on_event=cancel, timeout=120)
+    assert cancelled and result.status == "interrupted"
+    again = server.run(job)
+    assert again.ok and cancelled[0] in again.executed
+    assert same(saved(again, job), expected)
+
+
 def test_the_page_gets_them(server):
     """Listed under our pack, each with its file and its thumbnail; the blueprint among the sub-graphs."""
     pack = paths.PACK_FOLDER
