@@ -131,9 +131,9 @@ gives the old picture back unchanged. Three settings stand side by side.
 - A picture of your own as the scene: connect Load Image (and Image Scale to the size) to **image** of the blocks.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "8 Identity fusion": note("""# Identity fusion
-**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. In the
-block *From One Identity to Another* Identity Fusion with **path** on gives the first picture the first identity alone and the last
-one the second alone; the others lie between. All share one recording of one scene.
+**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. In the block
+*From One Identity to Another* Identity Fusion with **path** on gives the first picture the first identity alone and the last one
+the second alone; the others lie between. All share one recording of one scene.
 
 ## What to change
 - **pictures** of the block: how many lie on the way (and **columns** in the grid).
