@@ -112,7 +112,7 @@ def apply_lora(model: Any, lora: Mapping[str, Tensor], strength: float, width: i
         if name.endswith(".weight"):  # as newer releases of diffusers write them
             keys.setdefault(f"unet.{name[:-len('.weight')]}", f"diffusion_model.{target}")
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), keys)
-    used = sum(1 for name in lora if "down" in name or "lora_A" in name)
+    used = sum(name.endswith(("down.weight", "lora_A.weight", "lora_A.default.weight")) for name in lora)
     model = model.clone()
     done = model.add_patches(patches, strength)
     if len(done) < used or not done:

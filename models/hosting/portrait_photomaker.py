@@ -45,8 +45,8 @@ class PhotoMaker(NamedTuple):
         """Normalised pixels (1, n, 3, s, s), text (1, t, width), mask (1, t) of the repeated class word, for v2 embeddings
         (n, 512) -> text with the identity in the masked rows. Raises LikenessError."""
         if self.config.version == 2 and id_embeds is None:
-            raise LikenessError("PhotoMaker v2 needs face embeddings, for which the PhotoMaker Encode of ComfyUI has no input; use "
-                                "Likeness' PhotoMaker Encode with Analyze Faces.")
+            raise LikenessError("PhotoMaker v2 needs face embeddings, for which the PhotoMaker Encode of ComfyUI has no input; "
+                                "use Likeness' PhotoMaker Encode with Analyze Faces.")
         if prompt_embeds.shape[-1] != self.config.width:
             raise LikenessError(f"This PhotoMaker fuses text of width {self.config.width}, the prompt has "
                                 f"{prompt_embeds.shape[-1]}; encode it with the CLIP of an SDXL checkpoint.")
