@@ -128,7 +128,7 @@ def test_the_trigger_may_stand_in_a_later_window():
     ("img of a woman", "img", "no word before it"), ("a woman, img", "img", "no word before it"),
     ("", "img", "is not in the prompt"), (TRIGGERED, "", "trigger word is empty"), (TRIGGERED, " , ", "trigger word is empty"),
     ("a woman imgs", "img", "is not in the prompt"),
-    (" ".join(["blue"] * 72 + ["woman img"]), "img", "would stand 3 times .*front of the prompt")])
+    (" ".join(["blue"] * 73 + ["woman img"]), "img", "would stand 3 times .*front of the prompt")])
 def test_the_trigger_is_asked_for(text, trigger, says):
     with pytest.raises(LikenessError, match=says) as caught:
         encoded(1, 3, text=text, trigger=trigger)
@@ -222,7 +222,13 @@ def test_our_object_answers_cores_encode(wide):
     text = "a woman photomaker in the rain"
     ours, theirs = (node.execute(one, pictures(2), clip(), text)[0] for one in wide)
     torch.testing.assert_close(ours[0][0], theirs[0][0], atol=1e-3, rtol=1e-3)
-    plain = encode("sdxl", FREE)[0][0]
+
+    class Echo:
+        load_device = torch.device("cpu")
+
+        def __call__(self, id_pixel_values, prompt_embeds, class_tokens_mask):
+            return prompt_embeds.clone()
+    plain = node.execute(Echo(), pictures(2), clip(), text)[0][0][0]
     assert (ours[0][0] - plain).abs().amax((0, 2)).nonzero().flatten().tolist() == [2]
     with pytest.raises(LikenessError, match="v2 needs face embeddings.*use Likeness' PhotoMaker Encode"):
         node.execute(photomaker(2)[0], pictures(1), clip(), text)
