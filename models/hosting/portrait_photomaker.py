@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.clip_vision
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from ..common.images import to_rgb
 from ..face.faces import Faces
 from ..portrait import photomaker as method
 from .inject import between
-from .memory import ready, to_intermediate
+from .memory import ready, stop_if_asked, to_intermediate
 from .portrait_faces import embeddings
 from .portrait_files import apply_lora, load_photomaker_parts
 from .portrait_prompt import Stacked, stack
@@ -21,6 +22,7 @@ from .prompt import unweighted
 
 # What our encoder reads of core's object, whose class belongs to a node file of the host.
 CORE_PARTS = ("load_device", "vision_model", "visual_projection", "visual_projection_2", "fuse_module")
+CHUNK = 4  # pictures at a time
 Conditioning = list[list[Any]]
 
 
@@ -51,10 +53,17 @@ class PhotoMaker(NamedTuple):
             raise LikenessError(f"This PhotoMaker fuses text of width {self.config.width}, the prompt has "
                                 f"{prompt_embeds.shape[-1]}; encode it with the CLIP of an SDXL checkpoint.")
         pixels = id_pixel_values.flatten(0, 1)
-        ready([self.patcher], pixels.shape[0] * 257 * self.config.vision * 80)
+        ready([self.patcher], CHUNK * 257 * self.config.vision * 80)
         module = self.patcher.model
         place = {"device": self.patcher.load_device, "dtype": next(module.parameters()).dtype}
-        identities = module.identities(pixels.to(**place), None if id_embeds is None else id_embeds.to(**place)).flatten(0, 1)
+        found, bar = [], comfy.utils.ProgressBar(len(pixels))
+        for first in range(0, len(pixels), CHUNK):
+            stop_if_asked()
+            block = slice(first, first + CHUNK)
+            known = None if id_embeds is None else id_embeds[block].to(**place)
+            found.append(module.identities(pixels[block].to(**place), known))
+            bar.update(len(found[-1]))
+        identities = torch.cat(found).flatten(0, 1)
         mask = class_tokens_mask.to(prompt_embeds.device)
         rows = prompt_embeds[mask]
         out = prompt_embeds.clone()

@@ -153,3 +153,23 @@ def write(path: Path, parts: dict[str, dict[str, Any]]) -> Path:
     else:
         save_file(flat(parts), path)
     return path
+
+
+def control_net(path: Path, seed: int = 40) -> Path:
+    """A ControlNet of the tiny SDXL, whose outputs are not zero."""
+    import comfy.cldm.cldm
+    import comfy.ops
+    import torch
+    from safetensors.torch import save_file
+
+    from . import tiny
+    from .tiny_models import families
+
+    shape = {key: value for key, value in families.SDXL_UNET.items() if key != "transformer_depth_output"}
+    network = comfy.cldm.cldm.ControlNet(
+        image_size=32, in_channels=4, hint_channels=3, use_spatial_transformer=True, legacy=False, dtype=torch.float32,
+        device="cpu", operations=comfy.ops.disable_weight_init, **shape)
+    state = tiny.prefixed("control_model.", tiny.random_weights(network, torch.Generator().manual_seed(seed)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import portraits, tiny
-from host.support import base, draw, encode, folder
+from host.support import base, comfy, draw, encode, folder
 from likeness.models.face.faces import Face, Faces
 from likeness.models.hosting.portrait_files import InstantID, load_instantid
 from likeness.models.hosting.portrait_instantid import Applied, Strengths, apply_instantid
@@ -54,19 +54,10 @@ def photomaker(version: int) -> tuple[PhotoMaker, Any]:
 
 @cache
 def control_net(seed: int = 0) -> Any:
-    """A ControlNet of the tiny SDXL, whose outputs are not zero."""
-    import comfy.cldm.cldm
-
-    tiny.register()
-    from harness.tiny_models import families
-    shape = {k: v for k, v in families.SDXL_UNET.items() if k != "transformer_depth_output"}
+    """A ControlNet of the tiny SDXL."""
     with torch.inference_mode():
-        network = comfy.cldm.cldm.ControlNet(image_size=32, in_channels=4, hint_channels=3, use_spatial_transformer=True,
-                                             legacy=False, dtype=torch.float32, device="cpu",
-                                             operations=comfy.ops.disable_weight_init, **shape)
-        state = tiny.random_weights(network, torch.Generator().manual_seed(40 + seed))
-        network.load_state_dict({name: value.float() for name, value in state.items()})
-        return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+        tiny.register()
+        return comfy.controlnet.load_controlnet(str(portraits.control_net(folder() / f"control_{seed}.safetensors", 40 + seed)))
 
 
 def hint(seed: int = 0) -> Tensor:

@@ -36,7 +36,7 @@ from host.support import (
     sample,
     subject,
 )
-from host.test_neighbours import ForeignReplace, foreign_attention
+from host.test_neighbours import Couple, ForeignReplace, foreign_attention
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import image_attention, stamps
 from likeness.models.hosting.image_attention import ImageInjection
@@ -472,6 +472,14 @@ def test_beside_custany_in_either_order():
     for alone in (first, own):
         result = run_guider(cfg_guider(alone.model, alone.positive, alone.negative), latent_of("sdxl"))
         assert not torch.allclose(results[0], result, rtol=1e-2, atol=1e-1)
+
+
+def test_attention_couple_is_refused():
+    """It makes more rows out of a row inside the block, and nothing tells whose they are."""
+    couple = Couple([encode("sdxl", text)[0][0] for text in ("red", "blue")], "ppm")
+    done = applied(1)
+    with pytest.raises(LikenessError, match="attention couple does, and nothing tells which of them carry"):
+        run_guider(cfg_guider(couple.on(done.model), done.positive, done.negative), latent_of("sdxl"))
 
 
 # -- invariants and refusals -------------------------------------------------------------------------------

@@ -69,6 +69,24 @@ def test_pictures_stay_in_their_order():
     assert not torch.allclose(one[0, 2], two[0, 2], atol=1e-3) and not torch.allclose(one[0, 2], one[0, 3], atol=1e-3)
 
 
+def test_many_pictures_go_in_blocks_and_can_be_cancelled(monkeypatch):
+    from likeness.models.hosting import portrait_photomaker
+    whole = encoded(2, 3, start=0.0).positive[0][0]
+    monkeypatch.setattr(portrait_photomaker, "CHUNK", 2)
+    torch.testing.assert_close(encoded(2, 3, start=0.0).positive[0][0], whole, atol=1e-4, rtol=1e-4)
+    asked = []
+
+    def cancel():
+        asked.append(True)
+        if len(asked) == 2:
+            raise comfy.model_management.InterruptProcessingException
+    monkeypatch.setattr(portrait_photomaker, "stop_if_asked", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        encoded(2, 3, start=0.0)
+    monkeypatch.undo()
+    assert torch.equal(encoded(2, 3, start=0.0).positive[0][0], whole)
+
+
 @pytest.mark.parametrize("trigger", ["img", "photomaker", "Xyzzy person"])
 def test_any_word_may_be_the_trigger(trigger):
     usual = encoded(start=0.0)
