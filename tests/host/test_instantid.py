@@ -29,6 +29,7 @@ from host.support import (
     comfy,
     comfy_extras,
     core,
+    draw,
     encode,
     latent_of,
     prompt,
@@ -39,11 +40,15 @@ from host.support import (
 from host.test_neighbours import Couple, ForeignReplace, foreign_attention
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import image_attention, stamps
-from likeness.models.hosting.image_attention import ImageInjection
+from likeness.models.hosting.blocks import attention_blocks
+from likeness.models.hosting.image_attention import ImageInjection, ImagePlan
 from likeness.models.hosting.inject import Strengths, inject
+from likeness.models.hosting.injector import Timing
+from likeness.models.hosting.memory import patcher_of
 from likeness.models.hosting.portrait_control import FaceControl
 from likeness.models.hosting.portrait_instantid import CONCAT, EACH, NO_MIDDLE, apply_instantid
 from likeness.models.hosting.portrait_instantid import Strengths as Dials
+from likeness.models.hosting.stores import Pair, Store
 from unit.test_portrait import perceiver
 
 SDXL = [*(("input", n, d) for n, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for d in range(depth)),
@@ -472,6 +477,31 @@ def test_beside_custany_in_either_order():
     for alone in (first, own):
         result = run_guider(cfg_guider(alone.model, alone.positive, alone.negative), latent_of("sdxl"))
         assert not torch.allclose(results[0], result, rtol=1e-2, atol=1e-1)
+
+
+def realcustom(model: Any, positive: Any, negative: Any) -> tuple[Any, Any, Any]:
+    """RealCustom++'s image attention in the way up, with keys and values out of the air."""
+    widths = {key: width for key, width in attention_blocks(model).items() if key.startswith("output.")}
+    stores = [patcher_of(Store({key: Pair(draw(seed, 1, 9, c), draw(seed + 1, 1, 9, c)) for key, c in widths.items()}))
+              for seed in (61, 63)]
+    model = model.clone()
+    stamps.add_reader(model)
+    strengths = tuple((key, 0.7) for key in widths)
+    image_attention.add_image_injection(model, ImagePlan(5, 4, *stores, "all", strengths, Timing()))
+    return model, [stamps.stamped(e, 5) for e in positive], [stamps.stamped(e, 4) for e in negative]
+
+
+def test_beside_realcustom_in_either_order():
+    """Both stand beside the text attention of a layer; each asks the stamps for its own rows."""
+    pair = encode("sdxl", PROMPT), encode("sdxl", "blurry")
+    theirs = realcustom(base("sdxl")[0], *pair)
+    after = applied(1, model=theirs[0], positive=theirs[1], negative=theirs[2])
+    ours = applied(1)
+    runs = [(after.model, after.positive, after.negative), realcustom(ours.model, ours.positive, ours.negative)]
+    results = [run_guider(cfg_guider(*one), latent_of("sdxl")) for one in runs]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
+    for alone in (theirs, (ours.model, ours.positive, ours.negative)):
+        assert not torch.allclose(results[0], run_guider(cfg_guider(*alone), latent_of("sdxl")), rtol=1e-2, atol=1e-1)
 
 
 def test_attention_couple_is_refused():
