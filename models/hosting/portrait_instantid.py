@@ -85,9 +85,9 @@ def apply_instantid(model: Any, positive: Conditioning, negative: Conditioning, 
     model = model.clone()
     add_reader(model)
     if strengths.weight != 0.0:
-        stores = (_store(instantid, rows, numbers) for rows in tokens)
-        add_image_injection(model, ImagePlan(number, black, *stores, "per latent" if combine == EACH else "all",
-                                             tuple((key, strengths.weight) for key in numbers),
+        who, nobody = (_store(instantid, rows, numbers) for rows in tokens)
+        factors = tuple((key, strengths.weight) for key in numbers)
+        add_image_injection(model, ImagePlan(number, black, who, nobody, "per latent" if combine == EACH else "all", factors,
                                              timing_of(model, strengths.start, strengths.end), _mask(mask)))
         lines.append(f"tokens {strengths.weight:g}: {len(numbers)} layers" + (", limited by a mask" if mask is not None else ""))
     else:

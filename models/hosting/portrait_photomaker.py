@@ -149,9 +149,9 @@ def _pictures(image: Tensor, faces: Faces | None, version: int, on_missing: str)
     if missing and on_missing == "error":
         raise LikenessError(f"There is no face in picture {', '.join(missing)} of {count}; choose other pictures, or set "
                             "on_missing to pass through, which leaves them out.")
-    kept = [number for number, one in enumerate(found) if one is not None]
+    kept = [(number, one) for number, one in enumerate(found) if one is not None]
     line = f"PhotoMaker v2: {len(kept)} of {count} picture(s) with a face"
-    return pictures[kept], torch.stack([found[k] for k in kept]) if kept else None, line
+    return pictures[[number for number, _ in kept]], torch.stack([one for _, one in kept]) if kept else None, line
 
 
 def _columns(prompt: Stacked, count: int) -> str:

@@ -69,8 +69,8 @@ class Perceiver(nn.Module):
 
     def forward(self, latents: Tensor, source: Tensor) -> Tensor:
         source = self.proj_in(source)
-        for layer in self.layers:
-            attention, mlp = layer  # type: ignore[misc]
+        layers: Any = self.layers
+        for attention, mlp in layers:
             latents = latents + attention(source, latents)
             latents = latents + mlp(latents)
         return self.norm_out(self.proj_out(latents))
