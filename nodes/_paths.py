@@ -11,16 +11,18 @@ import folder_paths
 from ..models.common.errors import LikenessError
 
 FOLDER, ENCODER_FOLDERS = "likeness", ("likeness", "clip_vision")
+PHOTOMAKER, INSTANTID = "photomaker", "instantid"  # the host knows the first
 SUBJECTS, INVERSIONS = "subjects", "inversions"  # what our own nodes save
 NO_FILE = "(no file in models/likeness)"
 _ENDINGS = (".safetensors", ".sft")
 
 
 def register() -> None:
-    """Make models/likeness known to the host beside the folders that the artist's own settings named."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(endings) | folder_paths.supported_pt_extensions)
+    """Make our model folders known to the host beside those that the artist's own settings named."""
+    for folder in (FOLDER, INSTANTID):
+        folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
+        paths, endings = folder_paths.folder_names_and_paths[folder]
+        folder_paths.folder_names_and_paths[folder] = (paths, set(endings) | folder_paths.supported_pt_extensions)
 
 
 def _names(folder: str) -> list[str]:
@@ -38,6 +40,16 @@ def encoder_files() -> list[str]:
     return sorted({name for folder in ENCODER_FOLDERS for name in _names(folder)}) or [NO_FILE]
 
 
+def no_file(folder: str) -> str:
+    """The only choice of a loader while its folder is empty."""
+    return NO_FILE if folder == FOLDER else f"(no file in models/{folder})"
+
+
+def model_files(folder: str) -> list[str]:
+    """Choices of a loader for the files of one folder."""
+    return _names(folder) or [no_file(folder)]
+
+
 def find(name: str | None, folders: Iterable[str]) -> Path | None:
     """The file of that name in the first of the folders that has it; None also for a name not known yet."""
     for folder in folders:
@@ -50,6 +62,8 @@ def find(name: str | None, folders: Iterable[str]) -> Path | None:
 def missing(name: str, folders: Iterable[str]) -> str:
     """The sentence for a model file that is not there; it names every folder that was searched."""
     places = " or ".join(place for folder in folders for place in folder_paths.get_folder_paths(folder))
+    if name in map(no_file, folders) and name != NO_FILE:
+        return f"There is no model file for this node yet; put one into {places} and press R."
     if name == NO_FILE:
         return (f"There is no model file for this node yet; put one into {places} and press R, or use Load "
                 "Miniature World, which needs no file.")

@@ -11,11 +11,14 @@ Subject = io.Custom("LIKENESS_SUBJECT")
 Word = io.Custom("LIKENESS_WORD")
 Guidance = io.Custom("LIKENESS_GUIDANCE")
 Inversion = io.Custom("LIKENESS_INVERSION")
+Faces = io.Custom("LIKENESS_FACES")
 LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
+InstantID = io.Custom("LIKENESS_INSTANTID")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
 
 LOAD, SUBJECT, INVERT, EXACT = "likeness/1 load", "likeness/2 subject", "likeness/4 invert", "likeness/exact"
+FACE = "likeness/5 face"
 
 
 def check_curve(curve: object) -> None:

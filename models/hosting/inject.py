@@ -13,7 +13,7 @@ from .adapters import Adapter, picture_hash, project, word_delta
 from .base_weights import apply_base
 from .blocks import check_fits
 from .image_attention import ImagePlan, add_image_injection
-from .injector import LocalInjection, Plan, Timing
+from .injector import LocalInjection, Plan, timing_of
 from .prompt import HASH_KEY, TEXT_KEY, shift_of
 from .realcustom import black_store, subject_store
 from .stamps import add_reader, stamped
@@ -72,7 +72,7 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         model = model.clone()
         add_reader(model)
         number = _number(subject, word, strengths, factors, mask, guidance, curve)
-        timing = _timing(model, strengths, curve)
+        timing = timing_of(model, strengths.start, strengths.end, curve)
         name = getattr(guidance, "name", None)
         if adapter.method == "realcustom":
             black = number ^ 1
@@ -152,12 +152,6 @@ def _matches(positive: Conditioning, word: Word) -> list[int | None]:
     return out
 
 
-def _timing(model: Any, strengths: Strengths, curve: Any) -> Timing:
-    sampling = model.get_model_object("model_sampling")
-    return Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
-                  0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
-
-
 def _number(subject: Subject, word: Word, strengths: Strengths, factors: dict[str, float], mask: Tensor | None,
             guidance: Any, curve: Any) -> int:
     """An odd number that stands for this injection with all its settings; the even one below it is free for its negative."""
@@ -195,7 +189,7 @@ def _fused(entry: list[Any], word: Word, shift: int, delta: Tensor, strengths: S
             start = word.columns[first] + shift + 1
             rows = _drop(rows, _place(start, dropped, word), per - 1, word.window)
             options[DROPPED_KEY] = (*options.get(DROPPED_KEY, ()), (start, per - 1, (start // word.window + 1) * word.window))
-    return _between(entry, [rows, options], strengths.start, strengths.end)
+    return between(entry, [rows, options], strengths.start, strengths.end)
 
 
 def _place(column: int, dropped: tuple[tuple[int, int, int], ...], word: Word) -> int:
@@ -213,7 +207,7 @@ def _drop(rows: Tensor, start: int, count: int, window: int) -> Tensor:
     return torch.cat([rows[:, :start], rows[:, start + count:end], zeros, rows[:, end:]], 1)
 
 
-def _between(plain: list[Any], fused: list[Any], start: float, end: float) -> Conditioning:
+def between(plain: list[Any], fused: list[Any], start: float, end: float) -> Conditioning:
     """Entries with core's own start_percent and end_percent, so that no clock of ours is needed."""
     low = float(plain[1].get("start_percent", 0.0))
     high = float(plain[1].get("end_percent", 1.0))

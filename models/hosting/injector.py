@@ -30,6 +30,13 @@ class Timing(NamedTuple):
         return float(self.curve.interp(progress(sigma, schedule)))
 
 
+def timing_of(model: Any, start: float, end: float, curve: Any = None) -> Timing:
+    """start and end: shares of the sampling (0..1) of this MODEL."""
+    sampling = model.get_model_object("model_sampling")
+    return Timing(float("inf") if start <= 0 else float(sampling.percent_to_sigma(start)),
+                  0.0 if end >= 1 else float(sampling.percent_to_sigma(end)), curve)
+
+
 def progress(sigma: float, schedule: Tensor | None) -> float:
     """0 at the first step's sigma, 1 at the last step's, straight between; works for samplers that ask in between."""
     if schedule is None or len(schedule) < 3:

@@ -157,7 +157,7 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         size = len(windows[0])
         rows = _rows(source, found.columns, text)
         end = _rows(source, (found.columns[-1] // size * size + size - 1,), text)
-        raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
+        raw = rows if all(weight == 1.0 for weight in weights) else unweighted(clip, tokens, found.columns, text)
     spelled = trimmed(word) if rule == WHOLE_WORDS else word.strip()  # the release looks for punctuation too
     place = Word(spelled, occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
                  tokens, clip, end)
@@ -206,8 +206,8 @@ def _rows(conditioning: Conditioning, columns: tuple[int, ...], text: str) -> Te
                         f"\"{text}\"; connect the CONDITIONING that was encoded from this text.")
 
 
-def _unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> Tensor:
-    """The word's rows as they were before prompt weights pulled them towards the empty prompt."""
+def unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> Tensor:
+    """(k, width) the word's rows as they were before prompt weights pulled them towards the empty prompt."""
     plain = {key: [[(entry[0], 1.0, *entry[2:]) for entry in window] for window in windows]
              for key, windows in tokens.items()}
     return _rows(clip.encode_from_tokens_scheduled(plain), columns, text)

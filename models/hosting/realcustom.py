@@ -18,32 +18,12 @@ from ..realcustom.preprocess import Views, beside, quarters_beside, views
 from ..vision.preprocess import normalise
 from .encoders import Encoders, label
 from .memory import patcher_of, ready, stop_if_asked
+from .stores import Pair, Store
 
 CHUNK = 2  # reference pictures at a time; each is five pictures to an encoder
 # What an adapter makes of the black picture lives as long as the adapter does: {adapter's module: {encoders: ...}}.
 _black_tokens: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 _black_stores: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
-
-
-class Pair(nn.Module):
-    """Keys and values (n, l, channels) of one layer."""
-
-    def __init__(self, k: Tensor, v: Tensor):
-        super().__init__()
-        self.k, self.v = nn.Parameter(k, requires_grad=False), nn.Parameter(v, requires_grad=False)
-
-
-class Store(nn.Module):
-    """Keys and values of all layers: a network without layers, so that the host can count, load and offload it."""
-
-    def __init__(self, pairs: dict[str, Pair]):
-        super().__init__()
-        self.pairs = nn.ModuleDict({key.replace(".", "_"): pair for key, pair in pairs.items()})
-
-    def get(self, key: str) -> Pair:
-        """Of the layer "output.3.0"."""
-        pair: Any = self.pairs[key.replace(".", "_")]
-        return pair
 
 
 class Projected:

@@ -107,3 +107,9 @@ def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int
             plain.append(run({}))
         del kept
     return min(plain), min(injected), peak_ram()
+
+
+def custany(family: str, threads: int) -> dict[str, float]:
+    """The row of `bench shapes`: encoders, adapter and UNet, two rows of CFG with two references."""
+    plain, injected, peak = step_seconds(family, threads, encoders=True, repeats=1)
+    return {"peak_ram_gib": peak, "plain_step_s": plain, "injected_step_s": injected, "ratio": injected / plain}

@@ -31,7 +31,7 @@ def model_of(family: str) -> Any:
     return comfy.model_patcher.CoreModelPatcher(model, cpu, cpu)
 
 
-def inversion_row(family: str, threads: int) -> dict[str, float]:
+def inversion(family: str, threads: int) -> dict[str, float]:
     """Seconds of a plain CFG step, a recorded step and a replayed step with an identity; evaluations of each; peak RAM."""
     import comfy.samplers
     import torch
@@ -65,8 +65,8 @@ def inversion_row(family: str, threads: int) -> dict[str, float]:
         small = torch.randn(1, 4, 16, 16)  # the first run pays for memory that the system hands out
         plain.sample(small, small, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
         plain_s, _ = timed(lambda: sample(plain, comfy.samplers.sampler_object("euler"), sigmas))
-        record_s, inversion = timed(lambda: record(guider, sigmas, latent, Settings()))
-        replay_s, _ = timed(lambda: sample(guider, BiMDSampler(inversion, Flows(forward=0.7)), inversion.sigmas))
+        record_s, recorded = timed(lambda: record(guider, sigmas, latent, Settings()))
+        replay_s, _ = timed(lambda: sample(guider, BiMDSampler(recorded, Flows(forward=0.7)), recorded.sigmas))
     return {"peak_ram_gib": peak_ram(), "plain_step_s": plain_s, "record_step_s": record_s, "replay_step_s": replay_s,
             "record_ratio": record_s / plain_s, "replay_ratio": replay_s / plain_s,
-            "record_evaluations": float(inversion.evaluations)}
+            "record_evaluations": float(recorded.evaluations)}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,11 @@ from pathlib import Path
 from harness.paths import ROOT, HarnessError
 
 # method, family -> GiB of free memory below which the row is not begun
-ROWS = {("custany", "sd15"): 10, ("custany", "sdxl"): 20, ("inversion", "sd15"): 7, ("inversion", "sdxl"): 16}
+ROWS = {("custany", "sd15"): 10, ("custany", "sdxl"): 20, ("inversion", "sd15"): 7, ("inversion", "sdxl"): 16,
+        ("instantid", "sdxl"): 24, ("photomaker", "sdxl"): 18}
+# Each has a function of the method's name: family, threads -> numbers of the row.
+MODULES = {"custany": "_shapes", "inversion": "_shapes_inversion", "instantid": "_portrait_shapes",
+           "photomaker": "_portrait_shapes"}
 
 
 def free_gib() -> float:
@@ -24,14 +29,7 @@ def free_gib() -> float:
 
 def row(method: str, family: str, threads: int) -> dict[str, float]:
     """In this process, which therefore must be a fresh one: all networks of the method, two rows of CFG."""
-    if method == "inversion":
-        from _shapes_inversion import inversion_row
-
-        return inversion_row(family, threads)
-    from _shapes import step_seconds
-
-    plain, injected, peak = step_seconds(family, threads, encoders=True, repeats=1)
-    return {"peak_ram_gib": peak, "plain_step_s": plain, "injected_step_s": injected, "ratio": injected / plain}
+    return getattr(importlib.import_module(MODULES[method]), method)(family, threads)
 
 
 def measured(method: str, family: str, threads: int) -> dict:
@@ -67,7 +65,7 @@ def main(argv: list[str]) -> dict:
     parser = argparse.ArgumentParser(prog="dev.py bench shapes")
     parser.add_argument("--only", default=[], nargs="+", help="methods and families: inversion sd15")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", default=(), nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
         return row(*args.child, args.threads)

@@ -36,6 +36,10 @@ NAMES = {  # HOUSE section 4, the nodes of this far
     "Likeness_SaveInversion": ("Save Inversion", "likeness/4 invert"),
     "Likeness_LoadInversion": ("Load Inversion", "likeness/4 invert"),
     "Likeness_InversionReport": ("Inversion Report", "likeness/4 invert"),
+    "Likeness_LoadPhotoMaker": ("Load PhotoMaker", "likeness/1 load"),
+    "Likeness_LoadInstantID": ("Load InstantID", "likeness/1 load"),
+    "Likeness_PhotoMakerEncode": ("PhotoMaker Encode", "likeness/5 face"),
+    "Likeness_InstantIDApply": ("InstantID Apply", "likeness/5 face"),
     "Likeness_ReleaseSigmas": ("Release Sigmas", "likeness/exact"),
     "Likeness_RealCustomSampler": ("RealCustom Sampler", "likeness/exact"),
 }

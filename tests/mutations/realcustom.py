@@ -58,7 +58,7 @@ MUTATIONS = [
     Mutation("the negative attends to the subject", HOSTING + "inject.py", "black = number ^ 1", "black = number", RC_GOLDEN),
     Mutation("the middle block has no place", HOSTING + "blocks.py", '("middle.0", getattr(unet', '("middle.1", getattr(unet',
              RC_GOLDEN),
-    Mutation("keys and values change places", HOSTING + "realcustom.py", "self.k, self.v = nn.Parameter(k, requires_grad=False)",
+    Mutation("keys and values change places", HOSTING + "stores.py", "self.k, self.v = nn.Parameter(k, requires_grad=False)",
              "self.v, self.k = nn.Parameter(k, requires_grad=False)", RC_ROWS),
     Mutation("what stood in the slot is thrown away", HOSTING + "image_attention.py", "if self.before is not None:",
              "if False:", RC_ROWS),
