@@ -15,7 +15,8 @@ LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
 
-LOAD, SUBJECT, INVERT, EXACT = "likeness/1 load", "likeness/2 subject", "likeness/4 invert", "likeness/exact"
+LOAD, SUBJECT, PLACE, INVERT, EXACT = ("likeness/1 load", "likeness/2 subject", "likeness/3 place and mask",
+                                       "likeness/4 invert", "likeness/exact")
 
 
 def check_curve(curve: object) -> None:

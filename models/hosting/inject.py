@@ -69,7 +69,7 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
                             "must be smaller than the end.")
     factors = {key: strengths.local * dict(layers).get(key, 1.0) for key, _ in adapter.config.layers}
     factors = {key: factor for key, factor in factors.items() if factor != 0.0}
-    matches = _matches(positive, word)
+    shifts = matches(positive, word)
     guides = _guides(positive, guidance)
     lines = [f"method {subject.method}, adapter {adapter.name}"]
 
@@ -117,15 +117,15 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         lines.append("curve and layer weights act on the local level only")
 
     out: Conditioning = []
-    for entry, shift, guided in zip(positive, matches, guides, strict=True):
+    for entry, shift, guided in zip(positive, shifts, guides, strict=True):
         entry = stamped(entry, number if shift is not None else 0, guided) if number else entry
         if shift is None or delta is None:
             out.append(entry)
         else:
             out += _fused(entry, word, shift, delta * strengths.global_, strengths, adapter.config.category_mode)
-    skipped = sum(shift is None for shift in matches)
+    skipped = sum(shift is None for shift in shifts)
     if skipped:
-        lines.append(f"{skipped} of {len(matches)} prompts do not hold the word and stay as they are")
+        lines.append(f"{skipped} of {len(shifts)} prompts do not hold the word and stay as they are")
     if number:
         negative = [stamped(entry, black) for entry in negative]
     return Injected(model, out, negative, "\n".join(lines))
@@ -146,7 +146,7 @@ def _checked_mask(mask: Tensor) -> Tensor:
     return mask.clamp(0, 1)
 
 
-def _matches(positive: Conditioning, word: Word) -> list[int | None]:
+def matches(positive: Conditioning, word: Word) -> list[int | None]:
     """For each entry how many rows later than in its own prompt the word stands, None where it is not."""
     out: list[int | None] = []
     for entry in positive:
@@ -165,7 +165,7 @@ def _guides(positive: Conditioning, guidance: Guidance | None) -> list[Guides]:
     if guidance is None:
         return [()] * len(positive)
     out: list[Guides] = []
-    for entry, shift in zip(positive, _matches(positive, guidance.word), strict=True):
+    for entry, shift in zip(positive, matches(positive, guidance.word), strict=True):
         columns = () if shift is None else _remaining(guidance.word, shift, entry[1].get(DROPPED_KEY, ()))
         out.append(((guidance.name, columns),) if columns else ())
     return out
