@@ -18,7 +18,7 @@ from .slots import Slot, laid_round, text_attention
 from .stamps import KEY, Guides, RowStamps, check_rows
 
 CAPTURE = "likeness_capture"
-LIMIT = 1 << 20  # attention weights in memory at a time, 4 MB
+LIMIT = 1 << 19  # attention weights in memory at a time, 2 MB
 
 
 class Target(NamedTuple):

@@ -26,12 +26,14 @@ from host.support import (
     prompt,
     run_guider,
     sample,
+    subject,
 )
 from host.test_neighbours import Couple
 from host.test_realcustom_rows import foreign
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.guidance import NORMS, step_of
 from likeness.models.hosting.guidance_runs import RUNS
+from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.row_masks import GUIDANCE_KEY
 from likeness.models.hosting.word_maps import CAPTURE, word_shares
 from likeness.models.realcustom.masks import subject_mask
@@ -140,7 +142,28 @@ def test_refresh_counts_steps_not_evaluations(sampler, passes):
                      sampler=sampler)
     made = log.kind(True)
     assert len(made) == passes and min(call["sigma"] for call in made) > 4.0
-    assert [step for step, _ in RUNS.find(out)[how.name].masks] == [0, 1, 2]
+    kept = RUNS.find(out)[how.name].masks
+    assert [step for step, _ in kept] == [0, 1, 2]
+    for step, mask in kept:  # what the preview shows of a step is the mask at its own noise
+        at_level = [call for call in log.kind(False) if abs(call["sigma"] - sigmas[step]) < 1e-3]
+        assert torch.equal(at_level[-1]["masks"][how.name], mask)
+
+
+def test_prompts_of_different_lengths_share_a_pass():
+    """The host repeats the shorter text; its word's share must not shrink by that."""
+    texts = ("a cat on the beach", "a dog " + "on the very wide and sunny beach " * 14)
+    words = [prompt("sd15", text, word)[1] for text, word in zip(texts, ("cat", "dog"), strict=True)]
+    entries = [prompt("sd15", text, word)[0] for text, word in zip(texts, ("cat", "dog"), strict=True)]
+    how = [guidance(word, norm="max_norm", scope=1.0, refresh=1) for word in words]
+    first = inject(base("sd15")[0], entries[0], encode("sd15", ""), subject("sd15", 1), words[0], Strengths(0, 1),
+                   guidance=how[0])
+    both = inject(first.model, entries[1], first.negative, subject("sd15", 2), words[1], Strengths(0, 1), guidance=how[1])
+    log = Log()
+    out = run_guider(cfg_guider(log.on(both.model), first.positive + both.positive, both.negative), latent_of("sd15"))
+    assert len({call["rows"] for call in log.kind(True)}) == 1
+    x = log.kind(True)[0]["x"][:1]
+    for one, text in zip(how, entries, strict=True):
+        torch.testing.assert_close(mask_of(out, one.name)[:, None], oracle("sd15", x, 6.0, one, text), atol=1e-4, rtol=0)
 
 
 def test_steps():
@@ -316,15 +339,17 @@ def test_attention_couple_is_refused_by_name(form):
 
 def test_a_wrapper_that_asks_again_inside_the_pass_starts_no_other():
     """The mark of a guidance pass keeps ours out of calls that another wrapper makes within it."""
-    log, how, seen = Log(), guidance(refresh=1), []
+    log, how, busy = Log(), guidance(refresh=1), []
 
     def nosy(executor, model, conds, x, timestep, options):
-        if CAPTURE in options["transformer_options"]:
-            seen.append(comfy.samplers.calc_cond_batch(model, [conds[0]], x, timestep, {
-                **options, "transformer_options": {**options["transformer_options"], "wrappers": {}}}))
+        if CAPTURE in options["transformer_options"] and not busy:
+            busy.append(True)
+            plain = [[{**entry, "model_conds": {"c_crossattn": entry["model_conds"]["c_crossattn"]}} for entry in conds[0]]]
+            comfy.samplers.calc_cond_batch(model, plain, x, timestep, options)
         return executor(model, conds, x, timestep, options)
     done = make(guidance=how)
     model = log.on(done.model)
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "nosy", nosy)
     out = sample(model, done.positive, done.negative, steps=2)
-    assert len(seen) == 1 and torch.allclose(out, sample(done.model, done.positive, done.negative, steps=2), atol=1e-5)
+    assert busy and len(log.kind(True)) == 2
+    assert torch.allclose(out, sample(done.model, done.positive, done.negative, steps=2), atol=1e-5)

@@ -35,6 +35,7 @@ from likeness.models.hosting.guidance import KEEPS, make_guidance
 from likeness.models.hosting.guidance_runs import RUNS
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.masks_of_run import Made, composed, shared
+from likeness.models.hosting.prompt import POOLED
 from likeness.models.realcustom.overlay import overlay, sheet
 
 TWO = "a cat and a dog on the beach"
@@ -202,6 +203,47 @@ def test_a_negative_that_waits_for_a_mask_can_be_recorded():
     done, (free, _, _) = release.injected(guidance=release.guidance()), release.prompts()
     who = enhancer(done.model, 3.0, done.positive, free, done.negative)
     assert recorded(who, 3, release.IO["in.latent"]).residuals.isfinite().all()
+
+
+def test_a_free_model_of_its_own_knows_the_run():
+    """The free branch has options of its own, and its negative waits for the same mask."""
+    how = release.guidance(refresh=1)
+    done, (free, _, _) = release.injected(guidance=how), release.prompts()
+    x = release.IO["in.latent"]
+    outs = []
+    for more in ({}, {"free_model": done.model.clone()}):
+        who = enhancer(done.model, 3.0, done.positive, free, done.negative, **more)
+        outs.append(who.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("euler"), release.levels(3), disable_pbar=True,
+                               seed=0))
+    torch.testing.assert_close(*outs, atol=1e-3, rtol=1e-3)
+
+
+def test_keys_and_values_can_be_copied_for_another_device():
+    done = release.injected()
+    for patcher in done.model.model_patches_models():
+        make, words = patcher.cached_patcher_init
+        other = make(*words, disable_dynamic=True)
+        pairs = list(zip(patcher.model.parameters(), other.model.parameters(), strict=True))
+        assert pairs and all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
+        assert other.cached_patcher_init[0] is make
+
+
+# -- the release's own prompt ------------------------------------------------------------------------------
+def test_switches_of_the_release_on_the_prompt(nodes):
+    """Pooled before the projection, and the size with the width first; both off by default."""
+    execute, clip = nodes["Likeness_EncodePrompt"].execute, base("sdxl")[1]
+    plain = execute(clip, "a cat", "cat", 0, "error").args[0]
+    bare = execute(clip, "a cat", "cat", 0, "error", pooled=POOLED[1]).args[0]
+    assert torch.equal(plain[0][0], bare[0][0]) and "width" not in plain[0][1]
+    before, after = bare[0][1]["pooled_output"], plain[0][1]["pooled_output"]
+    matrix = clip.cond_stage_model.clip_g.transformer.text_projection.weight.to(before)
+    torch.testing.assert_close(before @ matrix.T, after, atol=1e-2, rtol=1e-2)
+    assert not torch.allclose(before, after, atol=1e-2)
+    sized = execute(clip, "a cat", "cat", 0, "error", release_size={"samples": torch.zeros(1, 4, 96, 128)}).args[0]
+    assert {name: sized[0][1][name] for name in ("height", "width", "target_height", "target_width", "crop_h")} == {
+        "height": 1024, "width": 768, "target_height": 1024, "target_width": 768, "crop_h": 0}
+    with pytest.raises(LikenessError, match="pooled vector belongs to the CONDITIONING"):
+        execute(clip, "a cat", "cat", 0, "error", plain, pooled=POOLED[1])
 
 
 # -- the recorder and the preview -------------------------------------------------------------------------

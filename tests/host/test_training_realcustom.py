@@ -60,8 +60,8 @@ def test_the_miniatures_layout():
     small, task = new_task()
     config = task.config
     assert (config.vision, config.width, config.base, config.blocks) == (192, 128, "miniature", ((0,), (0,)))
-    assert [key for key, _ in config.layers] == [f"{part}.0" for part in ("input.1", "input.3", "middle.0", "output.0", "output.1",
-                                                                        "output.2", "output.3")]
+    parts = ("input.1", "input.3", "middle.0", "output.0", "output.1", "output.2", "output.3")
+    assert [key for key, _ in config.layers] == [f"{part}.0" for part in parts]
     state = release_names(task.adapter.state_dict(), small.residual_blocks)
     assert identify(state, to_metadata(config)) == config
     names = comfy.utils.unet_to_diffusers(base("mini")[0].model.model_config.unet_config)
