@@ -8,6 +8,7 @@ from ..models.common.records import Guidance, Word
 from ..models.hosting.guidance import KEEPS, NORMS, make_guidance
 from ..models.hosting.predict_mask import CELL, SCHEDULERS, Plan, predict_mask
 from ..models.hosting.preview_guidance import preview
+from ..models.hosting.word_maps import LAYERS
 from . import _types
 
 VALUES = ("soft", "binary")
@@ -44,6 +45,14 @@ def _values() -> io.Combo.Input:
     return io.Combo.Input(
         "values", options=list(VALUES), advanced=True,
         tooltip="soft: the mask is also how strongly the subject acts. binary: fully wherever the mask is.",
+    )
+
+
+def _layers() -> io.Combo.Input:
+    return io.Combo.Input(
+        "layers", options=list(LAYERS), default=LAYERS[0], optional=True, advanced=True,
+        tooltip="Which layers are read. The release reads all. Where they disagree, as in the miniature, the finest of the "
+                "way up know the outline best.",
     )
 
 
@@ -87,6 +96,7 @@ class GuidanceMask(io.ComfyNode):
                     tooltip="Ends each guidance question after the last layer that is read. The mask is the same and comes "
                             "some percent sooner; switch it off when another pack's patch counts calls of the model.",
                 ),
+                _layers(),
             ],
             outputs=[
                 _types.Guidance.Output(
@@ -100,9 +110,9 @@ class GuidanceMask(io.ComfyNode):
     @classmethod
     def execute(cls, word: Word, scope: float, strategy: str, keep: str, values: str, refresh_until_step: int,
                 mask: io.Mask.Type | None = None, mask_use: str = MASK_USES[0], overlap: str = OVERLAPS[0],
-                end_early: bool = False) -> io.NodeOutput:
+                end_early: bool = False, layers: str = LAYERS[0]) -> io.NodeOutput:
         guidance = make_guidance(word, scope, strategy, keep, values == VALUES[1], refresh_until_step, mask,
-                                 mask_use == MASK_USES[1], overlap == OVERLAPS[1], end_early)
+                                 mask_use == MASK_USES[1], overlap == OVERLAPS[1], end_early, layers)
         if guidance.replace:
             text = f"\"{word.text}\": your mask alone; the model is not asked"
         else:
@@ -159,6 +169,7 @@ class PredictMask(io.ComfyNode):
                     "cfg", default=4.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
                     tooltip="Guidance of the sampler that comes after. It counts with a negative only.",
                 ),
+                _layers(),
             ],
             outputs=[
                 io.Mask.Output(
@@ -177,8 +188,9 @@ class PredictMask(io.ComfyNode):
     def execute(cls, model: io.Model.Type, positive: io.Conditioning.Type, word: Word, seed: int, width: int, height: int,
                 steps: int, stop_step: int, scheduler: str, scope: float, strategy: str, keep: str, values: str,
                 latent: io.Latent.Type | None = None, noise: io.Noise.Type | None = None,
-                negative: io.Conditioning.Type | None = None, cfg: float = 4.0) -> io.NodeOutput:
-        guidance = make_guidance(word, scope, strategy, keep, values == VALUES[1], 1)
+                negative: io.Conditioning.Type | None = None, cfg: float = 4.0,
+                layers: str = LAYERS[0]) -> io.NodeOutput:
+        guidance = make_guidance(word, scope, strategy, keep, values == VALUES[1], 1, layers=layers)
         size = latent or {"samples": torch.zeros(1, 4, height // CELL, width // CELL)}
         result = predict_mask(model, positive, guidance, size, Plan(steps, stop_step, scheduler, seed, noise, cfg), negative)
         return io.NodeOutput(result.mask, result.picture, result.report, ui=ui.PreviewImage(result.picture, cls=cls))

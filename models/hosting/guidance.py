@@ -21,7 +21,7 @@ from .injector import Timing
 from .masks_of_run import Area, Made, composed, finished, fitted, shared
 from .row_masks import GUIDANCE_KEY, check_batch
 from .stamps import KEY, CondStamp, stamp_of
-from .word_maps import CAPTURE, Capture, Target, add_capture, mark
+from .word_maps import ALL, CAPTURE, Capture, Sought, Target, add_capture, mark
 
 LIST = "likeness_guides"  # among the MODEL's patches, where the host runs only lists that it knows
 RUN = "likeness_run"
@@ -38,7 +38,7 @@ class Guide(NamedTuple):
 
 
 def make_guidance(word: Word, scope: float, norm: str, keep: str, binary: bool, refresh: int, mask: Tensor | None = None,
-                  replace: bool = False, share: bool = False, early: bool = False) -> Guidance:
+                  replace: bool = False, share: bool = False, early: bool = False, layers: str = ALL) -> Guidance:
     """GUIDANCE of a word. Raises LikenessError for an empty mask."""
     if mask is not None:
         mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float()).clamp(0, 1)
@@ -46,7 +46,7 @@ def make_guidance(word: Word, scope: float, norm: str, keep: str, binary: bool, 
             raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it may be, or disconnect the "
                                 "mask.")
     strategy = (norm, *(("threshold",) if keep == KEEPS[1] else ()), *(("binary",) if binary else ()))
-    fields = (scope, strategy, refresh, replace and mask is not None, share, early)
+    fields = (scope, strategy, refresh, replace and mask is not None, share, early, layers)
     label = repr((word.prompt_hash, word.text, word.columns, picture_hash(mask), fields))
     return Guidance(hashlib.sha256(label.encode()).hexdigest()[:16], word, scope, strategy, refresh, mask, *fields[3:])
 
@@ -158,12 +158,12 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
     entries: list[dict[str, Any]] = []
     for entry in run.entries:
         stamp = stamp_of(entry)
-        words = tuple((name, columns) for name, columns in stamp.guides if name in asked) if stamp is not None else ()
+        words = tuple(Sought(name, columns, asked[name].strategy, asked[name].layers)
+                      for name, columns in stamp.guides if name in asked) if stamp is not None else ()
         if not words or not _acts(entry, timestep):
             continue
         row = CondStamp(torch.zeros_like(stamp.cond).index_fill(1, torch.tensor([0]), mark(len(targets))))
-        targets.append(Target(entry["model_conds"]["c_crossattn"].cond.shape[1], words,
-                              tuple(asked[name].strategy for name, _ in words)))
+        targets.append(Target(entry["model_conds"]["c_crossattn"].cond.shape[1], words))
         entries.append({**entry, "model_conds": {**entry["model_conds"], KEY: row}})
     if not targets:
         return {}

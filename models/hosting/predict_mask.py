@@ -18,7 +18,7 @@ from .inject import matches
 from .masks_of_run import composed, finished
 from .memory import stop_if_asked, to_intermediate
 from .stamps import KEY, CondStamp, add_reader, stamp_of, stamped
-from .word_maps import CAPTURE, Capture, Target, add_capture, mark
+from .word_maps import CAPTURE, Capture, Sought, Target, add_capture, mark
 
 SCHEDULERS = tuple(comfy.samplers.SCHEDULER_NAMES)
 CELL = 8  # pixels of a latent cell, in SD1.5, SDXL and the miniature
@@ -90,7 +90,7 @@ def _marked(positive: list[Any], guidance: Guidance) -> tuple[list[Any], list[Ta
         if shift is not None:
             ids[0, 0] = mark(len(targets))
             columns = tuple(column + shift for column in guidance.word.columns)
-            targets.append(Target(entry[0].shape[1], ((guidance.name, columns),), (guidance.strategy,)))
+            targets.append(Target(entry[0].shape[1], (Sought(guidance.name, columns, guidance.strategy, guidance.layers),)))
         out.append([entry[0], {**entry[1], "model_conds": {**entry[1]["model_conds"], KEY: CondStamp(ids)}}])
     return out, targets
 

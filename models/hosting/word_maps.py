@@ -15,19 +15,25 @@ from torch import Tensor
 from ..realcustom.masks import MaskSum, resized
 from .row_masks import layer_size
 from .slots import Slot, laid_round, text_attention
-from .stamps import KEY, Guides, RowStamps, check_rows
+from .stamps import KEY, RowStamps, check_rows
 
 CAPTURE = "likeness_capture"
+ALL, UP, FINE = LAYERS = ("all", "way up", "finest of the way up")
 LIMIT = 1 << 19  # attention weights in memory at a time, 2 MB
 
 
-class Target(NamedTuple):
-    """One prompt of a guidance pass. length: rows of its text; the host repeats them to match a longer prompt's.
+class Sought(NamedTuple):
+    """A word in one prompt: name of its guidance, its columns, the release's strategy words, which layers are read."""
+    name: str
+    columns: tuple[int, ...]
+    strategy: tuple[str, ...]
+    layers: str = ALL
 
-    words: (name, columns) that are looked for; strategies: the release's words for each."""
+
+class Target(NamedTuple):
+    """One prompt of a guidance pass. length: rows of its text; the host repeats them to match a longer prompt's."""
     length: int
-    words: Guides
-    strategies: tuple[tuple[str, ...], ...]
+    words: tuple[Sought, ...]
 
 
 class Enough(BaseException):
@@ -43,14 +49,15 @@ class Capture:
         self.last = layers[-1] if early else None
         self.sums: dict[tuple[int, str], MaskSum] = {}
         self.areas: dict[int, tuple[int, int, int, int] | None] = {}
+        self.sizes: dict[int, tuple[int, int]] = {}
 
     @property
     def held(self) -> int:
         """Bytes of all sums."""
         return sum(one.total.nbytes for one in self.sums.values() if one.total is not None)
 
-    def add(self, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
-        """One layer: queries (rows, t, c) and keys (rows, l, c), row n of the pass stamped with -(n + 1)."""
+    def add(self, key: str, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
+        """Layer "output.3.0": queries (rows, t, c), keys (rows, l, c), row n of the pass stamped with -(n + 1)."""
         stamps: RowStamps | None = extra_options.get(KEY)
         if stamps is None:
             return
@@ -60,15 +67,23 @@ class Capture:
             rows = [row for row, ids in enumerate(stamps.ids) if mark(number) in ids]
             if not rows:
                 continue
+            # the first layer of the network is the finest one of all UNets; the release's masks have its size too
+            finest = self.sizes.setdefault(number, size)
+            words = [word for word in target.words if reads(word.layers, key, size == finest)]
+            if not words:
+                continue
             part = slice(rows[0], rows[-1] + 1)  # the rows of a prompt stand together
             self.areas[number] = stamps.areas[rows[0]]
-            shares = word_shares(q[part], k[part, :target.length], extra_options["n_heads"], [c for _, c in target.words])
-            for (name, _), strategy, share in zip(target.words, target.strategies, shares.unbind(1), strict=True):
-                layer = rearrange(share, "b (h w) -> b 1 h w", h=size[0])
-                # the first layer is the finest of all UNets; the release's masks have its size too
-                total = self.sums.setdefault((number, name), MaskSum(strategy, size))
-                layer = resized(layer, total.size)
+            shares = word_shares(q[part], k[part, :target.length], extra_options["n_heads"], [word.columns for word in words])
+            for word, share in zip(words, shares.unbind(1), strict=True):
+                layer = resized(rearrange(share, "b (h w) -> b 1 h w", h=size[0]), finest)
+                total = self.sums.setdefault((number, word.name), MaskSum(word.strategy, finest))
                 total.add(layer if total.total is None else layer.to(total.total.device))
+
+
+def reads(layers: str, key: str, finest: bool) -> bool:
+    """Whether a word that reads these layers reads the layer "output.3.0"."""
+    return layers == ALL or key.startswith("output.") and (finest or layers == UP)
 
 
 def mark(number: int) -> int:
@@ -104,7 +119,7 @@ class Watched:
         self.capture, self.key, self.before = capture, key, before
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        self.capture.add(q, k, extra_options)
+        self.capture.add(self.key, q, k, extra_options)
         if self.key == self.capture.last:
             raise Enough
         return text_attention(self.before, q, k, v, extra_options)

@@ -90,10 +90,10 @@ def memory() -> dict[str, int]:
     import torch
 
     from likeness.models.hosting.stamps import KEY, RowStamps
-    from likeness.models.hosting.word_maps import Capture, Target, mark
+    from likeness.models.hosting.word_maps import Capture, Sought, Target, mark
 
     layers = [(64, 640, 10)] * 4 + [(32, 1280, 20)] * 60 + [(64, 640, 10)] * 6
-    capture = Capture([Target(77, (("word", (5, 6)),), (("max_norm",),))], (), False)
+    capture = Capture([Target(77, (Sought("word", (5, 6), ("max_norm",)),))], (), False)
     stamps = RowStamps(((mark(0),),), (None,), (128, 128), 1.0)
     most = 0
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def memory() -> dict[str, int]:
             q, k = torch.randn(1, side * side, channels).half(), torch.randn(1, 77, channels).half()
             options = {KEY: stamps, "n_heads": heads, "activations_shape": [1, channels, side, side]}
             with Watermark() as seen:
-                capture.add(q, k, options)
+                capture.add("output.0.0", q, k, options)
             most = max(most, seen.most)
     release = sum(heads * 77 * side * side * 4 for side, _, heads in layers)
     return {"map_bytes_held": capture.held, "map_bytes_transient": most, "map_bytes_release_a_call": release}

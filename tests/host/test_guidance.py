@@ -85,8 +85,8 @@ class Log:
         return [call for call in self.calls if call["guides"] == guides]
 
 
-def oracle(kind: str, x: torch.Tensor, sigma: float, how: Any, text: Any) -> torch.Tensor:
-    """The mask from all softmax maps of the plain network, read off its own layers."""
+def oracle(kind: str, x: torch.Tensor, sigma: float, how: Any, text: Any, layers: slice = slice(None)) -> torch.Tensor:
+    """The mask from all softmax maps of the plain network, read off its own layers (in its order)."""
     model = base(kind)[0]
     maps, hooks = [], []
 
@@ -112,7 +112,7 @@ def oracle(kind: str, x: torch.Tensor, sigma: float, how: Any, text: Any) -> tor
             hook.remove()
     columns = torch.zeros(maps[0].shape[2])
     columns[list(how.word.columns)] = 1.0
-    return subject_mask(maps, columns, how.scope, how.strategy, tuple(maps[0].shape[-2:]))
+    return subject_mask(maps[layers], columns, how.scope, how.strategy, tuple(maps[0].shape[-2:]))
 
 
 # -- what is asked, and what comes of it ------------------------------------------------------------------
@@ -164,6 +164,18 @@ def test_prompts_of_different_lengths_share_a_pass():
     x = log.kind(True)[0]["x"][:1]
     for one, text in zip(how, entries, strict=True):
         torch.testing.assert_close(mask_of(out, one.name)[:, None], oracle("sd15", x, 6.0, one, text), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind, layers, kept", (("sd15", "way up", 9), ("sd15", "finest of the way up", 3),
+                                                ("mini", "finest of the way up", 2)))
+def test_layers_that_are_read(kind, layers, kept):
+    """The mask has the size of the finest layer, whichever are read."""
+    text, word = prompt(kind)
+    how, log = guidance(word, refresh=1, layers=layers), Log()
+    done = inject_into(base(kind)[0], kind=kind, guidance=how)
+    run_guider(cfg_guider(log.on(done.model), done.positive, done.negative), latent_of(kind, 1, 16, 16))
+    want = oracle(kind, log.kind(False)[0]["x"][:1], 6.0, how, text, slice(-kept, None))
+    torch.testing.assert_close(log.kind(False)[0]["masks"][how.name], want, atol=2e-5, rtol=0)
 
 
 def test_steps():
