@@ -12,14 +12,13 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ..common.errors import LikenessError
 from ..common.records import Guidance, Word
 from .adapters import picture_hash
 from .blocks import attention_blocks
 from .guidance_runs import RUNS, WordRun
 from .injector import Timing
 from .masks_of_run import Area, Made, composed, finished, fitted, shared
-from .row_masks import GUIDANCE_KEY, check_batch
+from .row_masks import GUIDANCE_KEY, check_batch, checked_mask
 from .stamps import KEY, CondStamp, stamp_of
 from .word_maps import ALL, CAPTURE, Capture, Sought, Target, add_capture, mark
 
@@ -41,10 +40,7 @@ def make_guidance(word: Word, scope: float, norm: str, keep: str, binary: bool, 
                   replace: bool = False, share: bool = False, early: bool = False, layers: str = ALL) -> Guidance:
     """GUIDANCE of a word. Raises LikenessError for an empty mask."""
     if mask is not None:
-        mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float()).clamp(0, 1)
-        if float(mask.max()) <= 0.0:
-            raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it may be, or disconnect the "
-                                "mask.")
+        mask = checked_mask(mask)
     strategy = (norm, *(("threshold",) if keep == KEEPS[1] else ()), *(("binary",) if binary else ()))
     fields = (scope, strategy, refresh, replace and mask is not None, share, early, layers)
     label = repr((word.prompt_hash, word.text, word.columns, picture_hash(mask), fields))
@@ -158,9 +154,9 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
     entries: list[dict[str, Any]] = []
     for entry in run.entries:
         stamp = stamp_of(entry)
-        words = tuple(Sought(name, columns, asked[name].strategy, asked[name].layers)
-                      for name, columns in stamp.guides if name in asked) if stamp is not None else ()
-        if not words or not _acts(entry, timestep):
+        words = () if stamp is None else tuple(Sought(name, columns, asked[name].strategy, asked[name].layers)
+                                               for name, columns in stamp.guides if name in asked)
+        if stamp is None or not words or not _acts(entry, timestep):
             continue
         row = CondStamp(torch.zeros_like(stamp.cond).index_fill(1, torch.tensor([0]), mark(len(targets))))
         targets.append(Target(entry["model_conds"]["c_crossattn"].cond.shape[1], words))

@@ -17,6 +17,7 @@ from .image_attention import ImagePlan, add_image_injection
 from .injector import LocalInjection, Plan, Timing
 from .prompt import HASH_KEY, TEXT_KEY, shift_of
 from .realcustom import black_store, subject_store
+from .row_masks import checked_mask
 from .stamps import Guides, add_reader, stamped, without_rows
 
 DROPPED_KEY = "likeness_dropped"
@@ -52,7 +53,7 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         raise LikenessError(f"The word's text vectors have the width {word.raw.shape[-1]}, the adapter needs {subject.width}; "
                             "encode the prompt with the CLIP of the same checkpoint.")
     if mask is not None:
-        mask = _checked_mask(mask)
+        mask = checked_mask(mask)
     unknown = [key for key, _ in layers if key not in dict(adapter.config.layers)]
     if unknown:
         raise LikenessError(f"The layer weights name {unknown[0]}, this adapter has the layers "
@@ -134,16 +135,6 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
 def _numbers(model: Any) -> set[int]:
     patches = model.model_options["transformer_options"].get("patches", {}).get("middle_patch", [])
     return {patch.plan.number for patch in patches if isinstance(patch, LocalInjection)}
-
-
-def _checked_mask(mask: Tensor) -> Tensor:
-    if mask.ndim == 4 and mask.shape[-1] == 1:
-        mask = mask[..., 0]
-    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
-    if float(mask.max()) <= 0.0:
-        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the "
-                            "mask.")
-    return mask.clamp(0, 1)
 
 
 def matches(positive: Conditioning, word: Word) -> list[int | None]:

@@ -81,7 +81,8 @@ def predict_mask(model: Any, positive: list[Any], guidance: Guidance, latent: di
 
 def _marked(positive: list[Any], guidance: Guidance) -> tuple[list[Any], list[Target]]:
     """The positive with each entry that holds the word stamped as a prompt of a guidance pass, subjects taken off."""
-    out, targets = [], []
+    out: list[Any] = []
+    targets: list[Target] = []
     for entry, shift in zip(positive, matches(positive, guidance.word), strict=True):
         entry = stamped(entry, 0)
         stamp = stamp_of(entry[1])

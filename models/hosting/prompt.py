@@ -121,12 +121,12 @@ def locate_as_release(clip: Any, tokens: Any, text: str, word: str, occurrence: 
 
 def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditioning: Conditioning | None = None,
                   on_missing: str = "error", rule: str = WHOLE_WORDS, pooled: str = POOLED[0],
-                  size: tuple[int, int] | None = None) -> tuple[Conditioning, Word, bool]:
+                  release_size: tuple[int, int] | None = None) -> tuple[Conditioning, Word, bool]:
     """CONDITIONING with the prompt's hash, WORD, and whether the word was found.
 
     With `conditioning` the word is looked up in it and its rows stay as they are. pooled: which of CLIP-G's vectors goes
-    beside the rows; size (width, height) in pixels: written in as the RealCustom release does it, width first. Raises
-    LikenessError for a missing word and for a CONDITIONING of another text."""
+    beside the rows; release_size (width, height) in pixels: written in as the RealCustom release does it, width first.
+    Raises LikenessError for a missing word and for a CONDITIONING of another text."""
     if clip is None:
         raise LikenessError("The CLIP input is empty: this checkpoint holds no text encoder; load one with a CLIP loader.")
     tokens = clip.tokenize(text)
@@ -153,7 +153,7 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         alike = _comparer(clip, tokens, found.columns, len(windows[0]))
         own = [entry[1].get(HASH_KEY) == digest or entry[0].shape[1] == total and alike(entry[0])
                for entry in conditioning]
-    sizes = {} if size is None else size_rows(*size)
+    sizes = {} if release_size is None else size_rows(*release_size)
     conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text, **sizes}] if mine else entry
                     for entry, mine in zip(conditioning, own, strict=True)]
     rows = raw = end = None

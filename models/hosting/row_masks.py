@@ -40,6 +40,17 @@ def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows
     return torch.stack(out).to(x.dtype)
 
 
+def checked_mask(mask: Tensor) -> Tensor:
+    """Any MASK -> (b, h, w) in 0..1. Raises LikenessError for one that is empty."""
+    if mask.ndim == 4 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
+    if float(mask.max()) <= 0.0:
+        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the "
+                            "mask.")
+    return mask.clamp(0, 1)
+
+
 def check_batch(mask: Tensor | None, references: int, batch: int, extra_options: dict[str, Any]) -> None:
     """Raises LikenessError where a mask or a reference would find no latent; fewer go round.
 

@@ -68,9 +68,9 @@ class MiniatureBase:
         self.width = UNET_CONFIG["context_dim"]
         self.embed_width = self.encoders[0][1].width
         self.device = torch.device("cpu")
-        channels = UNET_CONFIG["model_channels"]
+        channels = self.unet.model_channels
         parts = ("input.1", "input.3", "middle.0", "output.0", "output.1", "output.2", "output.3")
-        self.residual_blocks = UNET_CONFIG["num_res_blocks"][0]
+        self.residual_blocks = self.unet.num_res_blocks[0]
         self.layers = tuple((f"{part}.0", channels) for part in parts)
         self._weight = channel_weights(self.stage)
 
