@@ -182,7 +182,7 @@ def _acts(entry: dict[str, Any], timestep: Tensor) -> bool:
 
 
 def _note_prompts(executor, guider, sigmas, extra_args, *args, **kwargs):
-    """SAMPLER_SAMPLE: which of the guider's prompts hold guided words; every CONDITIONING entry once."""
+    """SAMPLER_SAMPLE: which of the guider's prompts hold guided words; an entry that stands in several slots once."""
     run = extra_args["model_options"].get("transformer_options", {}).get(RUN)
     if run is not None:
         found = {}
@@ -190,7 +190,8 @@ def _note_prompts(executor, guider, sigmas, extra_args, *args, **kwargs):
             for entry in entries or ():
                 stamp = stamp_of(entry)
                 if stamp is not None and stamp.guides:
-                    found[id(stamp), tuple(entry.get("area") or ())] = entry
+                    times = entry.get("timestep_start"), entry.get("timestep_end")
+                    found[id(stamp), id(entry.get("cross_attn")), tuple(entry.get("area") or ()), times] = entry
         run.entries = list(found.values())
     return executor(guider, sigmas, extra_args, *args, **kwargs)
 

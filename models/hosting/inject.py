@@ -96,7 +96,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         local = subject.get("local")
         lines.append(f"local {strengths.local:g}: {len(factors)} layers, {local.shape[1]} tokens from "
                      f"{local.shape[0]} reference(s)"
-                     + (", limited by a mask" if mask is not None or guidance is not None else ""))
+                     + (", limited by a mask" if mask is not None else "")
+                     + (f", limited to where \"{guidance.word.text}\" is drawn" if guidance is not None else ""))
         if adapter.method == "realcustom" and mask is None and guidance is None:
             lines.append("no mask and no guidance: the subject acts in the whole picture")
         if adapter.base_weights:

@@ -31,7 +31,8 @@ class Sought(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One prompt of a guidance pass. length: rows of its text; the host repeats them to match a longer prompt's."""
+    """One prompt of a guidance pass. length: rows of its text; the host repeats them to match a longer prompt's, and other
+    packs append some of their own."""
     length: int
     words: tuple[Sought, ...]
 

@@ -31,11 +31,12 @@ from host.support import (
 from host.test_neighbours import Couple
 from host.test_realcustom_rows import foreign
 from likeness.models.common.errors import LikenessError
+from likeness.models.hosting import stamps
 from likeness.models.hosting.guidance import NORMS, step_of
 from likeness.models.hosting.guidance_runs import RUNS
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.row_masks import GUIDANCE_KEY
-from likeness.models.hosting.word_maps import CAPTURE, word_shares
+from likeness.models.hosting.word_maps import CAPTURE, Capture, Sought, Target, mark, word_shares
 from likeness.models.realcustom.masks import subject_mask
 
 SIGMAS = (14.0, 6.0, 2.0, 0.0)
@@ -201,6 +202,18 @@ def test_shares_do_not_hang_on_how_many_heads_go_at_a_time():
     assert word_shares(100 * q.half(), 100 * k.half(), 6, [(1, 4)]).isfinite().all()
 
 
+def test_tokens_that_another_pack_appends_do_not_count():
+    """IPAdapter-style packs of the older kind lengthen the keys; the word's share is one of the text."""
+    target, sums = Target(9, (Sought("word", (1, 4), ("max_norm",)),)), []
+    q, k = draw(1, 1, 16, 32), draw(2, 1, 13, 32)
+    for keys in (k, k[:, :9]):
+        capture = Capture([target], (), False)
+        capture.add("output.0.0", q, keys, {stamps.KEY: stamps.RowStamps(((mark(0),),), (None,), (4, 4), 1.0), "n_heads": 2,
+                                            "activations_shape": [1, 32, 4, 4]})
+        sums.append(capture.sums[0, "word"].mean())
+    torch.testing.assert_close(*sums)
+
+
 # -- guiders ----------------------------------------------------------------------------------------------
 def make(**more: Any) -> Any:
     return inject_into(base("sd15")[0], **more)
@@ -283,6 +296,13 @@ RUNS_OF = {
 def test_guiders_and_samplers(name):
     """CustAny under a live mask, as under the same MASK."""
     same_as_static(make, RUNS_OF[name])
+
+
+def test_a_subject_for_a_part_of_the_steps():
+    """The injector makes three entries of one prompt, each with its own time."""
+    def part(**more):
+        return make(strengths=Strengths(1.0, 1.0, 0.2, 0.7), **more)
+    same_as_static(part, lambda done: sample(done.model, done.positive, done.negative, steps=8))
 
 
 def test_every_guider_with_realcustom():
