@@ -17,8 +17,8 @@ InstantID = io.Custom("LIKENESS_INSTANTID")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
 
-LOAD, SUBJECT, INVERT, EXACT = "likeness/1 load", "likeness/2 subject", "likeness/4 invert", "likeness/exact"
-FACE = "likeness/5 face"
+LOAD, SUBJECT, PLACE, INVERT, FACE, EXACT = ("likeness/1 load", "likeness/2 subject", "likeness/3 place and mask",
+                                              "likeness/4 invert", "likeness/5 face", "likeness/exact")
 
 
 def check_curve(curve: object) -> None:

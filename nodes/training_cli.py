@@ -16,30 +16,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dev.py train", description="Make the miniature's files again, or train an adapter.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
-    demo.add_argument("part", nargs="?", default="all", choices=("all", "first_stage", "encoders", "judge", "base", "adapter"))
+    demo.add_argument("part", nargs="?", default="all",
+                      choices=("all", "first_stage", "encoders", "judge", "base", "adapter", "realcustom"))
     demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
                       help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    custany = kinds.add_parser("custany", help="train a CustAny adapter on the miniature or on your own pictures")
-    custany.add_argument("--world", choices=("demo",), help="train in the miniature world")
-    custany.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
-    custany.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
-    custany.add_argument("--encoders", type=Path, nargs="+", default=[], help="vision encoder files, e.g. DINOv2 then MAE")
-    custany.add_argument("--out", type=Path, default=OUTPUT / "custany",
-                         help="folder of checkpoints and of the adapter (default: output/train/custany of the pack)")
-    custany.add_argument("--steps", type=int, default=None)
-    custany.add_argument("--batch", type=int, default=None)
-    custany.add_argument("--lr", type=float, default=None)
-    custany.add_argument("--seed", type=int, default=0)
-    custany.add_argument("--size", type=int, default=512, help="side of the square training pictures in pixels")
-    custany.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
-    custany.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
-    custany.add_argument("--from", dest="start", type=Path, help="begin with the weights of this adapter file")
-    custany.add_argument("--license", default="", help="licence of the data, written into the file")
-    custany.add_argument("--skip-bad", action="store_true", help="leave bad rows out instead of stopping")
-    custany.add_argument("--check", action="store_true", help="only check the folder, train nothing")
-    custany.add_argument("--threads", type=int, default=0)
+    for kind, title in (("custany", "CustAny"), ("realcustom", "RealCustom++")):
+        one = kinds.add_parser(kind, help=f"train a {title} adapter on the miniature or on your own pictures")
+        one.add_argument("--world", choices=("demo",), help="train in the miniature world")
+        one.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
+        one.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
+        one.add_argument("--encoders", type=Path, nargs="+", default=[], help="vision encoder files, e.g. DINOv2 then MAE; for "
+                                                                              "RealCustom++ SigLIP then DINOv2")
+        one.add_argument("--out", type=Path, default=OUTPUT / kind,
+                         help=f"folder of checkpoints and of the adapter (default: output/train/{kind} of the pack)")
+        one.add_argument("--steps", type=int, default=None)
+        one.add_argument("--batch", type=int, default=None)
+        one.add_argument("--lr", type=float, default=None)
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--size", type=int, default=512, help="side of the square training pictures in pixels")
+        one.add_argument("--from", dest="start", type=Path, help="begin with the weights of this adapter file")
+        one.add_argument("--license", default="", help="licence of the data, written into the file")
+        one.add_argument("--skip-bad", action="store_true", help="leave bad rows out instead of stopping")
+        one.add_argument("--check", action="store_true", help="only check the folder, train nothing")
+        one.add_argument("--threads", type=int, default=0)
+        if kind == "custany":
+            one.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
+            one.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
     return parser
 
 
@@ -57,10 +61,10 @@ def main(argv: list[str]) -> int:
     command = "python dev.py train " + " ".join(argv)
     if args.kind == "demo":
         return _demo(args, command)
-    return _custany(args, command)
+    return _adapter(args, command)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     log.info("%s %s", time.strftime("%H:%M:%S"), text)
 
 
@@ -72,8 +76,8 @@ def _demo(args: argparse.Namespace, command: str) -> int:
     from ..models.hosting.demo_unet import build_trainable_unet
 
     weights = args.weights or WEIGHTS
-    recipe = Recipe(args.work, weights, command, _say)
-    wanted = ("encoders", "judge", "base", "adapter") if args.part == "all" else (args.part,)
+    recipe = Recipe(args.work, weights, command, say)
+    wanted = ("encoders", "judge", "base", "adapter", "realcustom") if args.part == "all" else (args.part,)
     for part in wanted:
         if part == "first_stage":
             recipe.first_stage()
@@ -84,6 +88,9 @@ def _demo(args: argparse.Namespace, command: str) -> int:
         elif part == "base":
             torch.manual_seed(0)
             recipe.base(build_trainable_unet())
+        elif part == "realcustom":
+            from .training_realcustom import train_miniature_realcustom
+            train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors")
         else:
             train_miniature(args.work / "custany", weights, command, weights / "custany.safetensors")
     return 0
@@ -121,7 +128,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     else:
         data = lessons.prepare(pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, base.encode_image, base.features, base.embed_image)
         keep(kept, tuple(data))
-    _say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
+    say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
 
     class Source:
         def batch(self, n: int, generator: torch.Generator) -> Batch:
@@ -134,9 +141,9 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                                   "local_off": 0.1, "decouple": "off", "export_dtype": "fp16", "save_every": 200, **settings})
     task = CustAnyTask(base, config, train_config, base.hashes)
     _begin_with(task, start)
-    result = train(task, train_config, Source(), out, log=_Progress(),
+    result = train(task, train_config, Source(), out, log=Progress(),
                    metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0"})
-    _say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
+    say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
         shutil.copyfile(result.path, target)
     return result.path
@@ -153,15 +160,15 @@ def _begin_with(task: Any, start: Path | None) -> None:
         task.adapter.load_state_dict({key: value.float() for key, value in state.items()})
 
 
-class _Progress:
+class Progress:
     """One line every hundred steps."""
 
     def __call__(self, row: dict[str, float]) -> None:
         if int(row["step"]) % 100 == 0:
-            _say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
 
-def _custany(args: argparse.Namespace, command: str) -> int:
+def _adapter(args: argparse.Namespace, command: str) -> int:
     from ..models.common.errors import LikenessError
     from ..models.training.data import validate
 
@@ -169,6 +176,10 @@ def _custany(args: argparse.Namespace, command: str) -> int:
         if args.world:
             settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
             from ..models.hosting.demo import WEIGHTS
+            if args.kind == "realcustom":
+                from .training_realcustom import train_miniature_realcustom
+                train_miniature_realcustom(args.out, WEIGHTS, command, seed=args.seed, start=args.start, **settings)
+                return 0
             train_miniature(args.out, WEIGHTS, command, seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast,
                             start=args.start, **settings)
             return 0
@@ -176,13 +187,17 @@ def _custany(args: argparse.Namespace, command: str) -> int:
             raise LikenessError("Say what to train on: --world demo, or --data FOLDER --checkpoint FILE --encoders FILE FILE.")
         faults = validate(args.data)
         for fault in faults:
-            _say(fault)
+            say(fault)
         if args.check:
-            _say(f"{len(faults)} bad row(s)")
+            say(f"{len(faults)} bad row(s)")
             return 1 if faults else 0
         if args.checkpoint is None or not args.encoders:
             raise LikenessError("Training on a folder needs --checkpoint FILE (SD1.5 or SDXL) and --encoders FILE [FILE].")
-        _train_folder(args, command)
+        if args.kind == "realcustom":
+            from .training_realcustom import train_folder_realcustom
+            train_folder_realcustom(args, command)
+        else:
+            _train_folder(args, command)
         return 0
     except LikenessError as error:
         log.error("%s", error)
@@ -202,6 +217,6 @@ def _train_folder(args: argparse.Namespace, command: str) -> None:
     task = CustAnyTask(base, config, settings, [item.sha256 for item in base.encoders.items])
     _begin_with(task, args.start)
     source = folder_source(args.data, config, settings, args.size, args.skip_bad)
-    result = train(task, settings, source, args.out, log=_Progress(),
+    result = train(task, settings, source, args.out, log=Progress(),
                    metadata={"command": command, "dataset_license": args.license})
-    _say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
+    say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")

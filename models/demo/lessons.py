@@ -6,7 +6,7 @@ look (the word decides the kind), in some it is only a hat or a scarf (the word 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,21 +42,37 @@ class Pair(NamedTuple):
     pose: Rows
     scene: Tensor
     garment: Tensor
+    mask: Tensor  # (n, 64, 64): what the word names, in the target
 
 
-def draw_pairs(n: int, generator: torch.Generator, variation: Variation) -> Pair:
-    """n pairs (pictures (n, 3, 64, 64) in 0..1) of training identities."""
+class Story(Protocol):
+    """What captions are told from."""
+    @property
+    def identity(self) -> Rows: ...
+    @property
+    def pose(self) -> Rows: ...
+    @property
+    def scene(self) -> Tensor: ...
+    @property
+    def garment(self) -> Tensor: ...
+
+
+def draw_pairs(n: int, generator: torch.Generator, variation: Variation, seen: Variation = REFERENCE_VARIATION,
+               margin: float | Tensor = 0.1, pixels: int = 64) -> Pair:
+    """n pairs of training identities, targets (n, 3, 64, 64) in 0..1. References: poses vary as `seen`, `margin` (share of
+    the creature's longer side, or (n,)) round them, `pixels` a side."""
     identity, scene = world.draw_split(n, generator)
     pose = world.draw_poses(n, generator, variation)
-    other = world.draw_poses(n, generator, REFERENCE_VARIATION)
-    target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation)).picture
+    other = world.draw_poses(n, generator, seen)
+    target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation))
     chance = torch.rand(n, 2, generator=generator)
     garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT)
     kind = torch.where((chance[:, 1] < OTHER_KIND) & ~garment,
                        torch.randint(0, len(KINDS), (n,), generator=generator), identity["kind"])
     # no tint and no shift in the reference: its own pose is what must not leak
-    reference = draw_references({**identity, "kind": kind}, other, garment).picture
-    return Pair(target, reference, identity, pose, scene, garment)
+    reference = draw_references({**identity, "kind": kind}, other, garment, margin, pixels).picture
+    mask = torch.where(garment.view(-1, 1, 1), target.accessory, target.mask)
+    return Pair(target.picture, reference, identity, pose, scene, garment, mask)
 
 
 def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], Tensor],
@@ -75,7 +91,7 @@ def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], 
                    torch.cat([p.scene for p in parts]), torch.cat([p.garment for p in parts]))
 
 
-def told(lessons: Lessons, index: Tensor, generator: torch.Generator) -> tuple[list[str], list[str]]:
+def told(lessons: Story, index: Tensor, generator: torch.Generator) -> tuple[list[str], list[str]]:
     """Captions and words. A creature's look is never told when it is the subject; with a garment it is, but for the
     garment's colour."""
     identity, pose = world.select(lessons.identity, index), world.select(lessons.pose, index)

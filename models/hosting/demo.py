@@ -32,7 +32,8 @@ from .encoders import Encoders, make_encoder
 from .memory import patcher_class
 
 WEIGHTS = Path(__file__).parent.parent / "demo" / "weights"
-METHODS = {"CustAny": ("custany.safetensors", ("dino.safetensors", "mae.safetensors"))}
+_ENCODERS = ("dino.safetensors", "mae.safetensors")
+METHODS = {"CustAny": ("custany.safetensors", _ENCODERS), "RealCustom++": ("realcustom.safetensors", _ENCODERS)}
 VOCABULARY = 49408
 
 
@@ -180,6 +181,11 @@ def _vae(whole: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
 @cache
 def _sha256(path: Path, stamp: float) -> str:
     return files.sha256(path)
+
+
+def available() -> list[str]:
+    """Methods whose adapter is in this copy of the pack; CustAny's always is."""
+    return [name for name, (file, _) in METHODS.items() if name == "CustAny" or (WEIGHTS / file).exists()]
 
 
 def load_method(method: str) -> tuple[Adapter, Encoders]:

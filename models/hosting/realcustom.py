@@ -1,6 +1,7 @@
 """RealCustom++ inside the host: features as the release takes them, tokens, and keys and values under the memory manager."""
 from __future__ import annotations
 
+import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -128,7 +129,18 @@ def _store(adapter: Any, tokens: Tensor, layers: list[str]) -> Any:
     tokens = tokens.to(adapter.patcher.load_device, parameter.dtype)
     away = comfy.model_management.unet_offload_device()
     pairs = {key: Pair(*(t.to(away) for t in adapter.patcher.model.keys_values(key, tokens))) for key in layers}
-    return patcher_of(Store(pairs))
+    return _patcher(Store(pairs))
+
+
+def _patcher(store: Store, disable_dynamic: bool = False) -> Any:
+    patcher = patcher_of(store, disable_dynamic)
+    patcher.cached_patcher_init = (copy_store, (store,))
+    return patcher
+
+
+def copy_store(store: Store, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a patcher with tensors of its own, for another device."""
+    return _patcher(copy.deepcopy(store), disable_dynamic)
 
 
 def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any:
