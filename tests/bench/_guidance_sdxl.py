@@ -13,10 +13,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from likeness.models.hosting.blocks import attention_blocks
 from likeness.models.hosting.image_attention import LIST, ImageInjection, ImagePlan, Layer
 from likeness.models.hosting.injector import Timing
-from likeness.models.hosting.realcustom import Pair, Store
 from likeness.models.hosting.row_masks import GUIDANCE_KEY
 from likeness.models.hosting.slots import laid_round
 from likeness.models.hosting.stamps import KEY, RowStamps
+from likeness.models.hosting.stores import Pair, Store
 from likeness.models.hosting.word_maps import Capture, Enough, Sought, Target, Watched, mark
 
 TOKENS = 729
