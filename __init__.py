@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 WEB_DIRECTORY = "./js"
-FAMILIES = ("load", "subject", "inject", "invert", "exact")  # modules of nodes/, in the order of work
+FAMILIES = ("load", "load_views", "subject", "inject", "view", "invert", "exact")  # modules of nodes/, in the order of work
 
 log = logging.getLogger("likeness")
 

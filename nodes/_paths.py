@@ -38,6 +38,11 @@ def encoder_files() -> list[str]:
     return sorted({name for folder in ENCODER_FOLDERS for name in _names(folder)}) or [NO_FILE]
 
 
+def model_files(folders: Iterable[str]) -> list[str]:
+    """Choices of a loader for whole models, from all these folders."""
+    return sorted({name for folder in folders for name in _names(folder)})
+
+
 def find(name: str | None, folders: Iterable[str]) -> Path | None:
     """The file of that name in the first of the folders that has it; None also for a name not known yet."""
     for folder in folders:

@@ -11,11 +11,18 @@ Subject = io.Custom("LIKENESS_SUBJECT")
 Word = io.Custom("LIKENESS_WORD")
 Guidance = io.Custom("LIKENESS_GUIDANCE")
 Inversion = io.Custom("LIKENESS_INVERSION")
+View = io.Custom("LIKENESS_VIEW")
+Placement = io.Custom("LIKENESS_PLACEMENT")
 LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
 
-LOAD, SUBJECT, INVERT, EXACT = "likeness/1 load", "likeness/2 subject", "likeness/4 invert", "likeness/exact"
+# Core types whose own input classes would put a widget on the node.
+Boxes = io.Custom("BOUNDING_BOX")
+Camera = io.Custom("LOAD3D_CAMERA")
+
+LOAD, SUBJECT, PLACE = "likeness/1 load", "likeness/2 subject", "likeness/3 place and mask"
+INVERT, EXACT = "likeness/4 invert", "likeness/exact"
 
 
 def check_curve(curve: object) -> None:

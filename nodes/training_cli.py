@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import training_views
+
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
 LESSONS_SEED = 21
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     custany.add_argument("--skip-bad", action="store_true", help="leave bad rows out instead of stopping")
     custany.add_argument("--check", action="store_true", help="only check the folder, train nothing")
     custany.add_argument("--threads", type=int, default=0)
+    training_views.add_arguments(kinds, OUTPUT)
     return parser
 
 
@@ -57,6 +60,8 @@ def main(argv: list[str]) -> int:
     command = "python dev.py train " + " ".join(argv)
     if args.kind == "demo":
         return _demo(args, command)
+    if args.kind == "customnet":
+        return training_views.run(args, command)
     return _custany(args, command)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +70,9 @@ def _lanczos(length: int, out: int) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def pixel_values(image: Tensor, side: int = 224) -> Tensor:
-    """(b, 3, h, w) in -1..1 -> (b, 3, side, side) for the CLIP image tower: plain bicubic, corners aligned, neither
-    cropped nor rounded nor clamped."""
+def pixel_values(image: Tensor, side: int = 224, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """(b, 3, h, w) in -1..1 -> (b, 3, side, side) for the image tower: plain bicubic, corners aligned, neither cropped nor
+    rounded nor clamped."""
     resized = F.interpolate(image.float(), (side, side), mode="bicubic", align_corners=True)
-    mean, std = (torch.tensor(t, device=image.device).view(1, 3, 1, 1) for t in (MEAN, STD))
-    return ((resized + 1) / 2 - mean) / std
+    middle, spread = (torch.tensor(t, device=image.device).view(1, 3, 1, 1) for t in (mean, std))
+    return ((resized + 1) / 2 - middle) / spread
