@@ -11,12 +11,11 @@ from torch import Tensor
 from harness import tiny
 from host import support
 from host.support import comfy
-
 from likeness.models.common import files
-from likeness.models.hosting import customnet, view
-from likeness.models.hosting.customnet_unet import DualUNet, restored
 from likeness.models.customnet.placement import Placement
 from likeness.models.customnet.view import View
+from likeness.models.hosting import customnet, view
+from likeness.models.hosting.customnet_unet import DualUNet, restored
 
 WIDTH = 64
 UNET = {"image_size": 32, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
