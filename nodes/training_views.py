@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("likeness")
-LESSONS_SEED, PICTURES = 41, 20480
+LESSONS_SEED, PICTURES = 41, 10240
 
 
 def add_arguments(kinds: Any, output: Path) -> None:
@@ -50,7 +50,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     from ..models.training.customnet import CustomNetTask, ViewBatch
     from ..models.training.loop import train
 
-    config = TrainConfig(**{"steps": 9000, "batch": 24, "lr": 1e-3, "warmup": 100, "ema": 0.998, "drop_text": 0.15,
+    config = TrainConfig(**{"steps": 8000, "batch": 24, "lr": 1e-3, "warmup": 100, "ema": 0.998, "drop_text": 0.15,
                             "export_dtype": "fp16", "save_every": 250, **settings})
     base = MiniatureViews(weights, config.seed)
     started = time.time()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .shapes import UNIT, paint, pixel_grid
+from .shapes import UNIT, coverage, paint, pixel_grid
 
 KINDS = ("block", "house", "tower")
 FRONT, SIDE, ROOF = range(3)  # which colour a face has; back as front, left as right, bottom as roof
@@ -94,16 +94,15 @@ def _draw(picture: Tensor, kind: int, colours: Tensor, azimuth: Tensor, elevatio
         points = seen[:, list(corners)]
         normal = torch.linalg.cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0])
         normal = torch.nn.functional.normalize(normal, dim=-1)
-        distance = _polygon(x, y, flat[:, list(corners)])
-        visible = normal[:, 2] > 0.02
-        distance = torch.where(visible[:, None, None], distance, float("inf"))
-        outline = torch.minimum(outline, distance)
-        shade = 0.78 + 0.22 * (normal @ _LIGHT)
-        faces.append((distance, (colours[:, role] * shade[:, None]).clamp(0, 1)))
-    mask = (0.5 - (outline - _EDGE) * per_unit).clamp(0, 1)
+        rows = (normal[:, 2] > 0.02).nonzero()[:, 0]  # those that see this face
+        distance = _polygon(x, y, flat[rows][:, list(corners)])
+        outline[rows] = torch.minimum(outline[rows], distance)
+        shade = 0.78 + 0.22 * (normal[rows] @ _LIGHT)
+        faces.append((rows, distance, (colours[rows, role] * shade[:, None]).clamp(0, 1)))
+    mask = coverage(outline - _EDGE, per_unit)
     picture = paint(picture, INK, mask)
-    for distance, colour in faces:
-        picture = paint(picture, colour, (0.5 - (distance + _EDGE) * per_unit).clamp(0, 1))
+    for rows, distance, colour in faces:
+        picture[rows] = paint(picture[rows], colour, coverage(distance + _EDGE, per_unit))
     return Drawn(picture, mask)
 
 

@@ -39,6 +39,14 @@ def identities() -> Rows:
     return {"kind": kind, "front": front, "side": side, "roof": roof}
 
 
+def number_of(identity: Rows) -> Tensor:
+    """(n,) where each building stands in `identities()`."""
+    every = identities()
+    table = torch.full((len(KINDS), *(len(PALETTE),) * 3), -1)
+    table[every["kind"], every["front"], every["side"], every["roof"]] = torch.arange(every["kind"].shape[0])
+    return table[identity["kind"], identity["front"], identity["side"], identity["roof"]]
+
+
 def held_out(identity: Rows) -> Tensor:
     """(n,) True for the tenth of all colourings that no training ever sees, in any kind."""
     code = (identity["front"] * len(PALETTE) + identity["side"]) * len(PALETTE) + identity["roof"]

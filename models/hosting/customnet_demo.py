@@ -94,12 +94,14 @@ class MiniatureViews:
     def lessons(self, scene: views.Scene) -> Lessons:
         """Renders a scene and computes all that the frozen parts say of it."""
         parts = []
+        every = views.identities()
+        known = views.references(every)  # far fewer than pictures
+        embeds = torch.cat([self.embed_image(block) for block in known.split(256)])
         for block in views.blocks(scene):
-            picture = views.render(block)[0]
-            reference = views.references(block.identity)
-            canvas = location_canvases(reference * 2 - 1, list(block.box))
-            latents = [self.encode_image(pixels).half() for pixels in (picture * 2 - 1, canvas)]
-            parts.append((*latents, self.embed_image(reference), camera_rows(block.camera)))
+            number = views.number_of(block.identity)
+            canvas = location_canvases(known[number] * 2 - 1, list(block.box))
+            latents = [self.encode_image(pixels).half() for pixels in (views.render(block)[0] * 2 - 1, canvas)]
+            parts.append((*latents, embeds[number], camera_rows(block.camera)))
         return Lessons(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), scene.identity, scene.scene)
 
 
