@@ -15,6 +15,7 @@ from likeness.models.common import files
 from likeness.models.customnet.placement import Placement
 from likeness.models.customnet.view import View
 from likeness.models.hosting import customnet, view
+from likeness.models.hosting.customnet_model import KEY
 from likeness.models.hosting.customnet_unet import DualUNet, restored
 
 WIDTH = 64
@@ -109,4 +110,4 @@ def run(done: view.Conditioned, model: Any = None, variant: str = "normal", **mo
     return support.sample(model or loaded(variant).model, done.positive, done.negative, **more)
 
 
-__all__ = ["comfy"]
+__all__ = ["KEY", "comfy", "support"]
