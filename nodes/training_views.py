@@ -71,7 +71,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                              captions)
 
     # The miniature begins from nothing, so neither the release's start nor its zero embedding means anything to it.
-    task = CustomNetTask(base, config, "token", ablation)
+    task = CustomNetTask(base, config, "token", ablation, text_rate=1.0)
     result = train(task, config, Source(), out, log=_progress,
                    metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0", "base": "miniature",
                              "parts": " ".join(digest[:16] for digest in base.hashes)})

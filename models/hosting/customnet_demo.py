@@ -63,9 +63,9 @@ class MiniatureViews:
 
     @torch.no_grad()
     def encode_text(self, captions: list[str]) -> Tensor:
-        new = [text for text in dict.fromkeys(captions) if text not in self._rows]  # this world has few sentences
-        if new:
-            self._rows |= dict(zip(new, self.text(row_ids(new)), strict=True))
+        for text in captions:  # this world has few sentences; one by one, so that their company leaves no trace
+            if text not in self._rows:
+                self._rows[text] = self.text(row_ids([text]))[0]
         return torch.stack([self._rows[text] for text in captions])
 
     @torch.no_grad()

@@ -1,7 +1,6 @@
 """CustomNet in training: location, camera and dual attention, with the release's way of leaving conditions out."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,6 +16,7 @@ ABLATIONS = ("none", "shared attention", "no location")
 NULLS = ("embedding", "token")
 # One uniform number a sample: below EMBED the embedding goes, from LOCATION[0] to LOCATION[1] the location goes.
 EMBED, LOCATION = 0.10, (0.05, 0.15)
+TEXT_RATE = 10.0
 
 
 class ViewBatch(NamedTuple):
@@ -60,19 +60,26 @@ class CustomNetTask:
     columns = ("total",)
 
     def __init__(self, base: ViewBase, train: TrainConfig, null: str = "embedding", ablation: str = "none",
-                 init: Callable[[ObjectToken], None] | None = None):
-        """null: what a row without object gets, a zero embedding (the release) or a zero token (what it samples with)."""
+                 text_rate: float = TEXT_RATE):
+        """null: what a row without object gets, a zero embedding (the release) or a zero token (what it samples with).
+
+        text_rate: factor on the learning rate of the text's keys and values, which begin from nothing in the release."""
         if null not in NULLS or ablation not in ABLATIONS:
             raise LikenessError(f"CustomNet trains with null {' or '.join(NULLS)} and ablation {', '.join(ABLATIONS)}; got "
                                 f"'{null}' and '{ablation}'.")
         self.base, self.train, self.null, self.ablation = base, train, null, ablation
         self.projection = ObjectToken(base.embed_width, base.width, device=base.device)
-        (init or ObjectToken.init_weights)(self.projection)
+        self.projection.init_weights()
+        self.text_rate = text_rate
         base.unet.requires_grad_(True)
 
     def modules(self) -> dict[str, nn.Module]:
         """The network and the layer that makes the object token."""
         return {"unet": self.base.unet, "projection": self.projection}
+
+    def rate(self, name: str) -> float:
+        """Factor on the learning rate of one parameter."""
+        return self.text_rate if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")) else 1.0
 
     def step(self, batch: ViewBatch, generator: torch.Generator) -> dict[str, float]:
         """Mean squared error of the prediction; gradients are added to the trained modules."""
