@@ -134,25 +134,25 @@ def _clip(state: State, embedding_directory: Any, disable_dynamic: bool = False)
     return clip
 
 
-def load_miniature(embedding_directory: Any = None, weights: Path = demo.WEIGHTS, name: str = MINIATURE) -> Loaded:
-    """The miniature's network with the miniature's own text encoder, first stage and image tower."""
-    path = weights / name
+def load_miniature(embedding_directory: Any = None, weights: Path = demo.WEIGHTS, path: Path | None = None) -> Loaded:
+    """The miniature's network (`path`, else the shipped one) with the miniature's text encoder, first stage and image tower."""
+    path = path or weights / MINIATURE
     if not path.exists():
-        raise LikenessError(f"The miniature's weights {name} are missing from this copy of the pack; install it again, or make "
+        raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or make "
                             "them with: python dev.py train customnet --ship.")
     _, clip, vae = demo.load_base(embedding_directory, weights / PARTS[0])
-    model = _miniature_model(path)
-    model.cached_patcher_init = (_miniature_model, (path,))
+    model = _miniature_model(path, weights / PARTS[0])
+    model.cached_patcher_init = (_miniature_model, (path, weights / PARTS[0]))
     vision = miniature_tower(*files.load(weights / PARTS[1]))
     vision.patcher.cached_patcher_init = (_miniature_vision, (weights / PARTS[1],))
     return Loaded(model, clip, vae, vision, "normal", "the miniature CustomNet: toy buildings at 64 x 64 pixels")
 
 
-def _miniature_model(path: Path, disable_dynamic: bool = False) -> Any:
+def _miniature_model(path: Path, base: Path, disable_dynamic: bool = False) -> Any:
     state, _ = files.load(path)
     layout = layout_of.identify({key: tuple(value.shape) for key, value in state.items()}, path.name, (UNET,))
     config = MiniatureConfig(dict(UNET_CONFIG))
-    config.latent_format = demo.latent_format(path.with_name(PARTS[0]))
+    config.latent_format = demo.latent_format(base)
     return _patcher(config, state, layout, disable_dynamic)
 
 
