@@ -135,11 +135,11 @@ def _clip(state: State, embedding_directory: Any, disable_dynamic: bool = False)
 
 
 def load_miniature(embedding_directory: Any = None, weights: Path = demo.WEIGHTS, path: Path | None = None) -> Loaded:
-    """The miniature's network (`path`, else the shipped one) with the miniature's text encoder, first stage and image tower."""
+    """The miniature's network (`path`, else the shipped one) with its text encoder, first stage and image tower."""
     path = path or weights / MINIATURE
     if not path.exists():
-        raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or make "
-                            "them with: python dev.py train customnet --ship.")
+        raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or "
+                            "make them with: python dev.py train customnet --ship.")
     _, clip, vae = demo.load_base(embedding_directory, weights / PARTS[0])
     model = _miniature_model(path, weights / PARTS[0])
     model.cached_patcher_init = (_miniature_model, (path, weights / PARTS[0]))

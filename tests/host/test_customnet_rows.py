@@ -245,9 +245,13 @@ def test_other_sizes(size):
     assert done.mask.shape == (1, height, width)
     out = _sample(done, _noise(1, width // 8, height // 8))
     assert out.shape == (1, 4, height // 8, width // 8)
-    if size == (256, 256):  # the very canvas of the authors
-        canvas = cf.view.location_canvases(cf.view.checked_reference(cf.reference()), cf.BOXES.pixels(256, 256), (256, 256))
-        assert torch.equal(shown.location, cf.view._encode(cf.loaded().vae, canvas))
+
+
+def test_the_location_is_what_the_vae_gives():
+    """Not scaled as the latents that are sampled."""
+    canvas = cf.view.location_canvases(cf.view.checked_reference(cf.reference()), cf.BOXES.pixels(256, 256), (256, 256))
+    want = cf.loaded().vae.encode(((canvas + 1) / 2).movedim(1, -1))
+    assert torch.equal(cf.conditioned(width=256, height=256).positive[0][1][cf.KEY].location, want)
 
 
 def test_strengths():
