@@ -22,7 +22,7 @@ DISTANCES = (-0.1, 0.05, 0.2)
 def scenes() -> Any:
     """256 pictures: 32 held-out buildings, each from every one of 8 views, at drawn places before drawn scenes."""
     import torch
-    from bench._views import held_out
+    from bench._view_rules import held_out
 
     from likeness.models.demo import views
 
@@ -37,7 +37,7 @@ def scenes() -> Any:
 
 def row(pictures: Any, scene: Any) -> dict[str, list[float]]:
     """What the rules say of 256 pictures of `scenes`."""
-    from bench import _views as v
+    from bench import _view_rules as v
 
     from likeness.models.demo import views
 
@@ -71,7 +71,7 @@ def summary(values: dict[str, list[float]]) -> dict[str, float]:
 def distance_monotone(painter: Any, seed: int) -> float:
     """Share of held-out buildings whose outline shrinks with each step of the camera away."""
     import torch
-    from bench import _views as v
+    from bench import _view_rules as v
 
     from likeness.models.demo import views
 
@@ -90,7 +90,7 @@ def distance_monotone(painter: Any, seed: int) -> float:
 def background_four(painter: Any, seed: int) -> list[float]:
     """Each building at one place and view before four backgrounds that have nothing to do with it: right ones."""
     import torch
-    from bench import _views as v
+    from bench import _view_rules as v
 
     from likeness.models.demo import views
 
@@ -107,7 +107,7 @@ def background_four(painter: Any, seed: int) -> list[float]:
 def identity_retrieval(pictures: Any, scene: Any) -> list[float]:
     """Whether the picture is nearest to its own building among 16, all from the prompted camera."""
     import torch
-    from bench import _views as v
+    from bench import _view_rules as v
 
     from likeness.models.demo import views
 
@@ -162,7 +162,8 @@ def load_peak(folder: Path) -> float:
 
 def main(argv: list[str]) -> dict[str, Any]:
     import torch
-    from bench import _views as v
+    from bench import _view_rules as v
+    from bench._view_painter import Painter
     from bench.custany import interval
 
     from likeness.models.hosting.customnet import MINIATURE
@@ -185,7 +186,7 @@ def main(argv: list[str]) -> dict[str, Any]:
                            "chance_identity": 1 / 16, "chance_background": 0.2}
     rows = []
     for number, file in enumerate(args.files, 1):
-        painter = v.Painter(file, WEIGHTS)
+        painter = Painter(file, WEIGHTS)
         if number == 1:
             ideal = painter.through_first_stage(truth)
             out |= {f"rule_{name}": value for name, value in summary(row(ideal, scene)).items()}
@@ -210,7 +211,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         out[name] = worst(found[name] for found in rows)
     for name, file in (("shared_attention", args.shared), ("no_location", args.no_location)):
         if file is not None:
-            found = summary(row(v.Painter(file, WEIGHTS).paint(scene, 500), scene))
+            found = summary(row(Painter(file, WEIGHTS).paint(scene, 500), scene))
             out |= {f"{name}_{key}": value for key, value in found.items()}
     out["turntable8_over_single"] = round(turntable(WEIGHTS, args.files[0]), 4)
     if args.load:

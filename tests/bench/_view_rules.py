@@ -1,74 +1,16 @@
-"""What the CustomNet bench needs: pictures of a trained miniature, and the renderer's own rules that read them."""
+"""The renderer's own rules that read a picture of a toy building: camera, outline, background. No network takes part."""
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from likeness.models.common import files
-from likeness.models.customnet.layers import ObjectToken
 from likeness.models.demo import views
 from likeness.models.demo.scenery import draw_scenes
-from likeness.models.demo.schedule import sample
 from likeness.models.demo.views import Scene, select
 from likeness.models.demo.world import SCENES
-from likeness.models.hosting.customnet_demo import MiniatureViews, camera_rows
-from likeness.models.hosting.customnet_unet import load_unet
 
-STEPS, CFG, BLOCK = 20, 2.0, 64
 AZIMUTHS, ELEVATIONS = torch.arange(-72.0, 73.0, 6.0), torch.arange(-24.0, 25.0, 12.0)
 SEEN = 0.15  # difference to the bare scene from which a pixel belongs to the building
-
-
-class Painter:
-    """One trained file; paints scenes as the host's sampler does with Euler's steps."""
-
-    def __init__(self, path: Path, weights: Path):
-        self.base = MiniatureViews(weights)
-        state, self.metadata = files.load(path)
-        unet = {name.removeprefix("model.diffusion_model."): value.float() for name, value in state.items()
-                if name.startswith("model.diffusion_model.")}
-        load_unet(self.base.unet, unet)
-        self.base.unet.eval().requires_grad_(False)
-        self.token = ObjectToken(self.base.embed_width, self.base.width)
-        self.token.load_state_dict({name: value for name, value in state.items() if name.startswith("cc_projection")})
-        self.ablation = self.metadata.get("ablation", "none")
-
-    @torch.no_grad()
-    def paint(self, scene: Scene, seed: int, references: dict[str, Tensor] | None = None) -> Tensor:
-        """(n, 3, 64, 64) in 0..1; references: buildings to show in place of the scene's own."""
-        shown = scene if references is None else scene._replace(identity=references)
-        lessons = self.base.lessons(shown)
-        generator = torch.Generator().manual_seed(seed)
-        out = []
-        captions = views.captions(scene.identity, scene.scene)
-        for start in range(0, len(captions), BLOCK):
-            part = slice(start, start + BLOCK)
-            rows = self.base.encode_text(captions[part])
-            null = self.base.encode_text([""] * rows.shape[0])
-            tokens = self.token(lessons.embed[part], lessons.camera[part])
-            location = lessons.location[part].float() * (self.ablation != "no location")
-            noise = torch.randn(location.shape, generator=generator)
-            out.append(self.base.stage.decode(sample(self._denoise(rows, null, tokens, location), noise, STEPS)))
-        return (torch.cat(out) / 2 + 0.5).clamp(0, 1)
-
-    def _denoise(self, rows: Tensor, null: Tensor, tokens: Tensor, location: Tensor) -> Any:
-        both = torch.cat([rows, null]), torch.cat([tokens, torch.zeros_like(tokens)])
-        if self.ablation == "shared attention":
-            both = torch.cat(both, 1), None
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            inputs = torch.cat([torch.cat([x, location], 1), torch.cat([x, torch.zeros_like(location)], 1)])
-            with_, without = self.base.predict(inputs, torch.cat([t, t]), *both).chunk(2)
-            return without + CFG * (with_ - without)
-        return denoise
-
-    @torch.no_grad()
-    def through_first_stage(self, pictures: Tensor) -> Tensor:
-        """True renders as the first stage can show them: what the rules reach at best."""
-        return (self.base.stage.decode(self.base.encode_image(pictures * 2 - 1)) / 2 + 0.5).clamp(0, 1)
 
 
 def held_out(n: int, seed: int) -> dict[str, Tensor]:
@@ -82,10 +24,10 @@ def bare(scene: Tensor) -> Tensor:
     return draw_scenes(scene, torch.full((scene.shape[0], 8), 0.5))
 
 
-def inside(box: Tensor) -> Tensor:
+def inside(box: Tensor, air: int = views.CELL) -> Tensor:
     """(n, 64, 64) of boxes with a cell of air round them."""
     axis = torch.arange(64)
-    low, high = box[:, None, :2] - 8, box[:, None, 2:] + 8
+    low, high = box[:, None, :2] - air, box[:, None, 2:] + air
     x = (axis[None, :] >= low[..., 0]) & (axis[None, :] < high[..., 0])
     y = (axis[None, :] >= low[..., 1]) & (axis[None, :] < high[..., 1])
     return (y[:, :, None] & x[:, None, :]).float()
@@ -144,10 +86,8 @@ def _box(mask: Tensor) -> tuple[int, int, int, int]:
 
 def backgrounds(pictures: Tensor, box: Tensor) -> Tensor:
     """(n,) number of the scene that the picture outside of the box is nearest to."""
-    outside = 1 - inside(box)
+    outside = 1 - inside(box, 0)  # the largest boxes leave no more than a strip of the frame
     scenes = bare(torch.arange(len(SCENES)))
     gaps = [((pictures - one).abs().mean(1) * outside).sum((1, 2)) for one in scenes]
     return torch.stack(gaps, 1).argmin(1)
 
-
-__all__ = ["Painter", "camera_rows"]
