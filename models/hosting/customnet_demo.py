@@ -100,11 +100,13 @@ class MiniatureViews:
         for block in views.blocks(scene):
             number = views.number_of(block.identity)
             canvas = location_canvases(known[number] * 2 - 1, list(block.box))
-            latents = [self.encode_image(pixels).half() for pixels in (views.render(block)[0] * 2 - 1, canvas)]
-            parts.append((*latents, embeds[number], camera_rows(block.camera)))
-        return Lessons(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), scene.identity, scene.scene)
+            both = [self.encode_image(pixels).half() for pixels in (views.render(block)[0] * 2 - 1, canvas)]
+            parts.append((*both, embeds[number], camera_rows(block.camera)))
+        latents, location, embed, camera = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return Lessons(latents, location, embed, camera, scene.identity, scene.scene)
 
 
 def camera_rows(camera: Rows) -> Tensor:
     """(n, 4) of the renderer's camera rows."""
-    return View(*(tuple(camera[name].tolist()) for name in ("azimuth", "elevation", "distance"))).vector()
+    azimuth, elevation, distance = (tuple(camera[name].tolist()) for name in ("azimuth", "elevation", "distance"))
+    return View(azimuth, elevation, distance).vector()

@@ -224,7 +224,7 @@ def sheet(truth: Any, pictures: Any, path: Path) -> None:
     import torch
     from PIL import Image
 
-    rows = [part for k in range(6) for part in (truth[8 * k:8 * k + 8], pictures[8 * k:8 * k + 8])]
+    rows = [part[k:k + 8] for k in range(0, min(48, len(truth)), 8) for part in (truth, pictures)]
     grid = torch.stack(rows).permute(0, 3, 1, 4, 2).reshape(len(rows) * 64, 8 * 64, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray((grid.clamp(0, 1) * 255).round().byte().numpy())
