@@ -50,6 +50,11 @@ def model_files(folder: str) -> list[str]:
     return _names(folder) or [no_file(folder)]
 
 
+def whole_models(folders: Iterable[str]) -> list[str]:
+    """Choices of a loader for whole models, from all these folders."""
+    return sorted({name for folder in folders for name in _names(folder)})
+
+
 def find(name: str | None, folders: Iterable[str]) -> Path | None:
     """The file of that name in the first of the folders that has it; None also for a name not known yet."""
     for folder in folders:

@@ -12,10 +12,16 @@ Word = io.Custom("LIKENESS_WORD")
 Guidance = io.Custom("LIKENESS_GUIDANCE")
 Inversion = io.Custom("LIKENESS_INVERSION")
 Faces = io.Custom("LIKENESS_FACES")
+View = io.Custom("LIKENESS_VIEW")
+Placement = io.Custom("LIKENESS_PLACEMENT")
 LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
 InstantID = io.Custom("LIKENESS_INSTANTID")
 # Core's curve as a plain socket: its own input class would put an editor on the node.
 Curve = io.Custom("CURVE")
+
+# Core types whose own input classes would put a widget on the node.
+Boxes = io.Custom("BOUNDING_BOX")
+Camera = io.Custom("LOAD3D_CAMERA")
 
 LOAD, SUBJECT, PLACE, INVERT, FACE, EXACT = ("likeness/1 load", "likeness/2 subject", "likeness/3 place and mask",
                                               "likeness/4 invert", "likeness/5 face", "likeness/exact")

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import training_views
+
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
 LESSONS_SEED = 21
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         if kind == "custany":
             one.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
             one.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
+    training_views.add_arguments(kinds, OUTPUT)
     return parser
 
 
@@ -61,6 +64,8 @@ def main(argv: list[str]) -> int:
     command = "python dev.py train " + " ".join(argv)
     if args.kind == "demo":
         return _demo(args, command)
+    if args.kind == "customnet":
+        return training_views.run(args, command)
     return _adapter(args, command)
 
 

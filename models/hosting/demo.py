@@ -147,6 +147,12 @@ def reload_part(part: str, path: Path, disable_dynamic: bool = False) -> Any:
     return (_clip(state, None, disable_dynamic) if part == "text" else _vae(state, disable_dynamic)).patcher
 
 
+def latent_format(path: Path) -> DemoLatent:
+    """The format of the first stage in a base file."""
+    state, _ = files.load(path, only=lambda name: name.startswith("first_stage."))
+    return DemoLatent(_parts(state, "first_stage"))
+
+
 def _model(whole: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
     state = _parts(whole, "unet")
     load_device = management.get_torch_device()

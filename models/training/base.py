@@ -88,6 +88,14 @@ class Positioned(Protocol):
         """Goes on from there."""
 
 
+@runtime_checkable
+class Rated(Protocol):
+    """A task whose parameters do not all learn at one rate."""
+
+    def rate(self, name: str) -> float:
+        """Factor on the learning rate of the parameter "<module>.<parameter>"."""
+
+
 class Task(Protocol):
     """A method in training: all that the loop knows of it."""
     columns: tuple[str, ...]
