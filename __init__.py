@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 WEB_DIRECTORY = "./js"
-FAMILIES = ("load", "subject", "inject", "invert", "exact")  # modules of nodes/, in the order of work
+FAMILIES = ("load", "subject", "inject", "invert", "face_files", "face", "exact")  # modules of nodes/, in the order of work
 
 log = logging.getLogger("likeness")
 
