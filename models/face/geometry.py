@@ -71,6 +71,14 @@ def rect_of(points: Tensor, height: int, width: int, margin: float = 1.0) -> Rec
     return x0, y0, max(min(int(high[0]) + 1, width), x0), max(min(int(high[1]) + 1, height), y0)
 
 
+def paste_rect(matrix: Tensor, size: int, height: int, width: int) -> Rect:
+    """The part of a picture that a crop of `size` pixels reaches when it is laid back, with a rim of pixels that it does not
+    reach: bilinear values fade over one pixel of the crop, which may be many of the picture."""
+    back = invert(matrix)
+    reach = float(back[:, :2].abs().sum(1).max())
+    return rect_of(move(back, corners(size)), height, width, reach + 2)
+
+
 def corners(size: int) -> Tensor:
     """Centres of the four outermost pixels of a square (4, 2)."""
     last = float(size - 1)

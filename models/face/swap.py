@@ -11,7 +11,7 @@ from torch import Tensor
 from .analyse import unit
 from .colour import match
 from .faces import Face
-from .geometry import align, corners, crop, invert, move, pixel_points, rect_of, sample
+from .geometry import align, crop, paste_rect, pixel_points, sample
 from .masks import HULL, face_mask
 from .networks import Network, run_all
 
@@ -65,8 +65,7 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
     size = network.contract.size * paste.boost
     matrix = align(face.keypoints, size)
     height, width = picture.shape[:2]
-    rect = rect_of(move(invert(matrix), corners(size)), height, width, margin=2.0)
-    x0, y0, x1, y1 = rect
+    x0, y0, x1, y1 = paste_rect(matrix, size, height, width)
     if x0 >= x1 or y0 >= y1:
         return
     device = network.device

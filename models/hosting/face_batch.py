@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .memory import patcher_of, ready, stop_if_asked
 ASSIGN = ("in turn", "one each")
 RESTORER_SIDE = 512  # pixels that face restorers are made for
 ACTIVATIONS = 384 * 4  # bytes for a value of an upscaled picture, as the host reckons
+_patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of upscale models, while those live
 
 
 class Parts(NamedTuple):
@@ -122,7 +124,9 @@ def check_faces(faces: Faces, on_missing: str, what: str = "face") -> bool:
 def restorer(upscale_model: Any) -> Restore:
     """Core's UPSCALE_MODEL as a function on a crop (3, s, s) in 0..1; a model that keeps the size is a face restorer and gets
     512 pixels at least."""
-    patcher = getattr(upscale_model, "patcher", None) or patcher_of(upscale_model.model)
+    patcher = getattr(upscale_model, "patcher", None) or _patchers.get(upscale_model)
+    if patcher is None:  # older hosts hand the bare model over
+        patcher = _patchers[upscale_model] = patcher_of(upscale_model.model)
 
     def restore(square: Tensor) -> Tensor:
         scale = max(int(upscale_model.scale), 1)

@@ -62,15 +62,16 @@ def detector(path: Path, fixed: int = 0, keypoints: bool = True) -> Path:
     parts: dict[str, list[str]] = {"score": [], "box": [], "points": []}
     for stride in STRIDES:
         marker = 3 * stride
-        side, half = 2 * marker + 1, marker // 2
-        kernel = np.full((side, side), 0.0)
-        middle = slice(marker - half, marker + half + 1)
-        kernel[middle, middle] = 1 / (marker + 1) ** 2
-        kernel[kernel == 0] = -1 / (side ** 2 - (marker + 1) ** 2)
-        graph.tensor(f"find{stride}", np.stack([kernel] * 2)[:, None] * 40 / peak)
+        # The mean of the marker's square less the mean of the ring round it, as a mix of two box means.
+        for name, reach in (("inner", marker // 2), ("outer", marker)):
+            graph.node("AveragePool", ["magenta"], f"{name}{stride}", kernel_shape=[2 * reach + 1] * 2, strides=[stride] * 2,
+                       pads=[reach] * 4, count_include_pad=1)
+        inner, outer = (marker + 1) ** 2, (2 * marker + 1) ** 2
+        graph.node("Concat", [f"inner{stride}", f"outer{stride}"], f"means{stride}", axis=1)
+        mix = np.array([1 + inner / (outer - inner), -outer / (outer - inner)]) * 40 / peak
+        graph.tensor(f"find{stride}", np.stack([mix] * 2)[:, :, None, None])
         graph.tensor(f"find{stride}.bias", [-28.8, -40.8])  # the second anchor never fires
-        graph.node("Conv", ["magenta", f"find{stride}", f"find{stride}.bias"], f"logit{stride}", strides=[stride] * 2,
-                   pads=[marker] * 4)
+        graph.node("Conv", [f"means{stride}", f"find{stride}", f"find{stride}.bias"], f"logit{stride}")
         points = (TEMPLATE - 56) / 112 * 4 * marker / stride
         for name, width, value in (("score", 1, None), ("box", 4, np.full(4, 2 * marker / stride)), ("points", 10, points)):
             raw = f"logit{stride}"

@@ -152,7 +152,8 @@ def test_a_file_with_one_size_is_asked_once():
 
 # -- masks ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("corner", "scale", "angle"), [((60, 40), 0.7, 0), ((90, 120), 0.9, 33), ((-40, 60), 1.2, 10),
-                                                        ((150, -60), 2.1, -70), ((20, 20), 0.12, 5)])
+                                                        ((150, -60), 2.1, -70), ((20, 20), 0.12, 5), ((-200, 30), 5.5, -20),
+                                                        ((10, -300), 4.4, 3)])
 def test_the_paste_mask_is_that_of_insightface(corner, scale, angle):
     """Erosion and blur by OpenCV on the whole picture, mirrored borders included."""
     cv2 = pytest.importorskip("cv2")
@@ -160,7 +161,7 @@ def test_the_paste_mask_is_that_of_insightface(corner, scale, angle):
     cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
     matrix = torch.tensor([[cos, -sin, 0], [sin, cos, 0]], dtype=torch.float64)
     matrix[:, 2] = -matrix[:, :2] @ torch.tensor(corner, dtype=torch.float64)
-    rect = geometry.rect_of(geometry.move(geometry.invert(matrix), geometry.corners(size)), height, width, 2.0)
+    rect = geometry.paste_rect(matrix, size, height, width)
     x0, y0, x1, y1 = rect
     points = geometry.pixel_points(rect) @ matrix[:, :2].float().T + matrix[:, 2].float()
     got = torch.zeros(height, width)
