@@ -153,11 +153,11 @@ def test_a_file_with_one_size_is_asked_once():
 # -- masks ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("corner", "scale", "angle"), [((60, 40), 0.7, 0), ((90, 120), 0.9, 33), ((-40, 60), 1.2, 10),
                                                         ((150, -60), 2.1, -70), ((20, 20), 0.12, 5), ((-200, 30), 5.5, -20),
-                                                        ((10, -300), 4.4, 3)])
+                                                        ((10, -300), 4.4, 3), ((60, 45), 3.2, 0)])
 def test_the_paste_mask_is_that_of_insightface(corner, scale, angle):
     """Erosion and blur by OpenCV on the whole picture, mirrored borders included."""
     cv2 = pytest.importorskip("cv2")
-    height, width, size, turn = 260, 320, 128, math.radians(angle)
+    height, width, size, turn = 500, 520, 128, math.radians(angle)
     cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
     matrix = torch.tensor([[cos, -sin, 0], [sin, cos, 0]], dtype=torch.float64)
     matrix[:, 2] = -matrix[:, :2] @ torch.tensor(corner, dtype=torch.float64)
