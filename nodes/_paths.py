@@ -13,6 +13,8 @@ from ..models.common.errors import LikenessError
 FOLDER, ENCODER_FOLDERS = "likeness", ("likeness", "clip_vision")
 SUBJECTS, INVERSIONS, FACES = "subjects", "inversions", "faces"  # what our own nodes save
 INSIGHTFACE = "insightface"
+MINIATURE = "miniature (ships with the pack)"  # the face pack for the heads of creatures
+_MINIATURE_FACES = Path(__file__).parent.parent / "models" / "demo" / "weights" / "faces"
 NO_FILE = "(no file in models/likeness)"
 NO_PACK, NO_SWAPPER = "(no pack in models/insightface/models)", "(no file in models/insightface)"
 _ENDINGS = (".safetensors", ".sft")
@@ -64,9 +66,10 @@ def missing(name: str, folders: Iterable[str]) -> str:
 
 
 def face_files() -> dict[str, Path]:
-    """Every .onnx file below the folders of insightface, by its name there."""
+    """Every .onnx file below the folders of insightface, by its name there, and the miniature's last."""
     names = (name for name in _names(INSIGHTFACE) if name.lower().endswith(".onnx"))
-    return {name: Path(path) for name in names if (path := folder_paths.get_full_path(INSIGHTFACE, name)) is not None}
+    found = {name: Path(path) for name in names if (path := folder_paths.get_full_path(INSIGHTFACE, name)) is not None}
+    return found | {f"{MINIATURE}/{path.name}": path for path in sorted(_MINIATURE_FACES.glob("*.onnx"))}
 
 
 def face_packs() -> dict[str, list[Path]]:

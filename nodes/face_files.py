@@ -18,11 +18,11 @@ _BACKEND = ("What the networks run on. torch: under ComfyUI's memory manager, an
 
 def _packs() -> list[str]:
     packs = _paths.face_packs()
-    return sorted(packs, key=lambda name: (name != "buffalo_l", name)) or [_paths.NO_PACK]
+    return sorted(packs, key=lambda name: (name == _paths.MINIATURE, name != "buffalo_l", name)) or [_paths.NO_PACK]
 
 
 def _swappers() -> list[str]:
-    names = sorted(_paths.face_files(), key=lambda name: ("swap" not in name.lower(), name))
+    names = sorted(_paths.face_files(), key=lambda name: ("swap" not in name.lower(), name.startswith(_paths.MINIATURE), name))
     return names or [_paths.NO_SWAPPER]
 
 
@@ -68,7 +68,7 @@ class LoadFaceModels(io.ComfyNode):
         return True if pack is None or pack in _paths.face_packs() else _paths.missing_pack(pack)
 
     @classmethod
-    def fingerprint_inputs(cls, pack: str | None = None) -> str:
+    def fingerprint_inputs(cls, pack: str | None = None, backend: str | None = None) -> str:
         return _paths.stamp(*_paths.face_packs().get(pack or "", ()))
 
     @classmethod
@@ -109,7 +109,7 @@ class LoadFaceSwapper(io.ComfyNode):
         return True if file is None or file in _paths.face_files() else _no_swapper(file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, backend: str | None = None) -> str:
         return _paths.stamp(_paths.face_files().get(file or ""))
 
     @classmethod

@@ -16,7 +16,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dev.py train", description="Make the miniature's files again, or train an adapter.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
-    demo.add_argument("part", nargs="?", default="all", choices=("all", "first_stage", "encoders", "judge", "base", "adapter"))
+    demo.add_argument("part", nargs="?", default="all", choices=("all", "first_stage", "encoders", "judge", "base", "adapter",
+                                                               "faces"))
     demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
                       help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
@@ -68,12 +69,13 @@ def _demo(args: argparse.Namespace, command: str) -> int:
     import torch
 
     from ..models.demo.recipe import Recipe
+    from ..models.hosting import demo_faces
     from ..models.hosting.demo import WEIGHTS
     from ..models.hosting.demo_unet import build_trainable_unet
 
     weights = args.weights or WEIGHTS
     recipe = Recipe(args.work, weights, command, _say)
-    wanted = ("encoders", "judge", "base", "adapter") if args.part == "all" else (args.part,)
+    wanted = ("encoders", "judge", "base", "adapter", "faces") if args.part == "all" else (args.part,)
     for part in wanted:
         if part == "first_stage":
             recipe.first_stage()
@@ -84,6 +86,8 @@ def _demo(args: argparse.Namespace, command: str) -> int:
         elif part == "base":
             torch.manual_seed(0)
             recipe.base(build_trainable_unet())
+        elif part == "faces":
+            demo_faces.train(weights / "faces", command, _say)
         else:
             train_miniature(args.work / "custany", weights, command, weights / "custany.safetensors")
     return 0

@@ -13,7 +13,7 @@ from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from .world import Rows, join, select
 
-DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 400, 400, 700
+DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 300, 400, 360
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
 _BLOCK = 256

@@ -15,7 +15,7 @@ DETECTOR, RECOGNISER, LANDMARKS, LANDMARKS_3D, ATTRIBUTES, SWAPPER, UNKNOWN = (
     "detector", "recogniser", "106 landmarks", "3D landmarks", "gender and age", "swapper", "unknown network")
 EMAP, EMAP_WIDTH = "buff2fs", 512
 SPACES = ("w600k_r50", "glintr100")  # of buffalo_l and of antelopev2
-SPACE_KEY = "likeness.space"  # in the metadata of files that are made for this pack
+SPACE_KEY, LICENCE_KEY = "likeness.space", "likeness.licence"  # in the metadata of files that are made for this pack
 # SHA-256 as published -> name
 KNOWN = {
     "e4a3f08c753cb72d04e10aa0f7dbe3deebbf39567d4ead6dce08e98aa49e16af": "inswapper_128",
@@ -32,7 +32,7 @@ Shape = tuple[int, ...]  # 0 stands for an open side
 class Contract(NamedTuple):
     """inputs, outputs: (name, shape) in the file's order. mean, std: what the network wants taken off its pixels 0..255.
 
-    operators: the kinds of its nodes. space: the name of its embeddings, where the file itself says it.
+    operators: the kinds of its nodes. space, licence: name of its embeddings and licence, where the file itself says them.
     """
     kind: str
     inputs: tuple[tuple[str, Shape], ...]
@@ -41,6 +41,7 @@ class Contract(NamedTuple):
     std: float
     operators: tuple[str, ...]
     space: str = ""
+    licence: str = ""
 
     @property
     def size(self) -> int:
@@ -111,7 +112,7 @@ def contract_of(model: Any) -> Contract:
     said = {item.key: item.value for item in model.metadata_props}
     mean, std = _pixels(kind, model.graph.node)
     operators = tuple(sorted({node.op_type for node in model.graph.node}))
-    return Contract(kind, inputs, outputs, mean, std, operators, said.get(SPACE_KEY, ""))
+    return Contract(kind, inputs, outputs, mean, std, operators, said.get(SPACE_KEY, ""), said.get(LICENCE_KEY, ""))
 
 
 def space_of(path: str | Path, contract: Contract) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .contract import EMAP, SPACE_KEY
+from .contract import EMAP, LICENCE_KEY, SPACE_KEY
 from .libraries import need
 
 
@@ -48,12 +48,14 @@ def to_half(model: Any) -> Any:
     return model
 
 
-def write(model: Any, path: Path, space: str, emap: Tensor | None = None) -> None:
-    """Saves the network whole or not at all, with the name of its embeddings and, for a swapper, its identity map."""
+def write(model: Any, path: Path, space: str, command: str, emap: Tensor | None = None) -> None:
+    """Saves the network whole or not at all, with the name of its embeddings, the command that made it and, for a swapper, its
+    identity map."""
     onnx = need("onnx")
     if emap is not None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(emap.half().numpy(), EMAP))
-    onnx.helper.set_model_props(model, {SPACE_KEY: space, "licence": "drawn and trained by this pack, GPL-3.0"})
+    onnx.helper.set_model_props(model, {SPACE_KEY: space, LICENCE_KEY: "drawn and trained by this pack, GPL-3.0",
+                                         "likeness.command": command})
     model.doc_string = ""
     for node in model.graph.node:
         node.doc_string = ""

@@ -18,9 +18,9 @@ from ..face.geometry import align, crop
 from .demo import WEIGHTS
 
 FOLDER = WEIGHTS / "faces"
-PACK, SWAPPER, SPACE = "miniature", "head_swapper.onnx", "miniature"
+SWAPPER, SPACE = "head_swapper.onnx", "miniature"
 OPSET = 13
-PAIRS, SCENES = 1536, 768
+PAIRS, SCENES = 1536, 640
 
 
 def crops(pictures: Tensor, keypoints: Tensor, size: int) -> Tensor:
@@ -39,21 +39,21 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
     return parse(buffer.getvalue())
 
 
-def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swapper: HeadSwapper) -> None:
+def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swapper: HeadSwapper, command: str) -> None:
     """The three files, with the contracts of det_10g, w600k_r50 and inswapper_128_fp16."""
     strides = (8, 16, 32)
     names = tuple(f"{part}_{stride}" for part in ("score", "bbox", "kps") for stride in strides)
     write(_export(detector, (torch.zeros(1, 3, 64, 64),), ("input.1",), names, {"input.1": {2: "height", 3: "width"}}),
-          folder / "head_detector.onnx", SPACE)
+          folder / "head_detector.onnx", SPACE, command)
     write(_export(recogniser, (torch.zeros(1, 3, 112, 112),), ("input.1",), ("embedding",)), folder / "head_recogniser.onnx",
-          SPACE)
+          SPACE, command)
     # The map is the identity: the swapper learned in the recogniser's own space.
     write(to_half(_export(swapper, (torch.zeros(1, 3, 128, 128), torch.zeros(1, WIDTH)), ("target", "source"), ("output",))),
-          folder / SWAPPER, SPACE, torch.eye(WIDTH))
+          folder / SWAPPER, SPACE, command, torch.eye(WIDTH))
 
 
-def train(folder: Path, log: Callable[[str], None], share: float = 1.0) -> dict[str, float]:
-    """Draws, trains and writes the pack; returns what the swap reaches on faces that no training saw. share: of all steps."""
+def train(folder: Path, command: str, log: Callable[[str], None], share: float = 1.0) -> dict[str, float]:
+    """Draws, trains and writes the pack; returns what the swap reaches on faces that no training saw. share: of all work."""
     started = time.time()
     pairs = lessons.draw_pairs(max(64, int(PAIRS * share)), 31, crops)
     scenes = lessons.draw_scenes(max(64, int(SCENES * share)), 32)
@@ -61,7 +61,7 @@ def train(folder: Path, log: Callable[[str], None], share: float = 1.0) -> dict[
     recogniser = lessons.train_recogniser(pairs, max(2, int(lessons.RECOGNISER_STEPS * share)), log)
     swapper = lessons.train_swapper(pairs, recogniser, max(2, int(lessons.SWAPPER_STEPS * share)), log)
     detector = lessons.train_detector(scenes, max(2, int(lessons.DETECTOR_STEPS * share)), log)
-    export(folder, detector, recogniser, swapper)
+    export(folder, detector, recogniser, swapper, command)
     judge = lessons.train_recogniser(pairs, max(2, int(lessons.RECOGNISER_STEPS * share)), log, seed=7)
     numbers = measure(swapper, recogniser, judge, max(64, int(512 * share)))
     log(f"made in {time.time() - started:.0f} s: {numbers}")

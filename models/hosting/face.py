@@ -152,7 +152,8 @@ def load_models(folder: Path, backend: str = "auto") -> tuple[FaceModels, str]:
     models = FaceModels(networks[DETECTOR], networks[RECOGNISER], networks.get(LANDMARKS), networks.get(ATTRIBUTES), space,
                         folder.name)
     lines = [f"face pack {folder.name} from {folder}", *(_line(item, networks) for item in found),
-             f"embeddings: {space}{'' if space in SPACES else ', named after the file'}", *notes, f"licence: {LICENCE}"]
+             f"embeddings: {space}{'' if space in SPACES or recogniser.contract.space else ', named after the file'}", *notes,
+             f"licence: {recogniser.contract.licence or LICENCE}"]
     return models, "\n".join(lines + _missing_library())
 
 
@@ -181,5 +182,5 @@ def load_swapper(path: Path, backend: str = "auto") -> tuple[FaceSwapper, str]:
     network, note = load_network(path, contract, backend, model)
     space = contract.space or SPACES[0]
     lines = [f"{path.name}: swapper of {contract.size} pixels, {network.backend} on {_place(network)}",
-             f"it takes faces in the space {space}", *([note] if note else []), f"licence: {LICENCE}"]
+             f"it takes faces in the space {space}", *([note] if note else []), f"licence: {contract.licence or LICENCE}"]
     return FaceSwapper(network, emap, space, path.name), "\n".join(lines + _missing_library())

@@ -387,3 +387,11 @@ def test_embeddings_are_never_logged_or_told(nodes, caplog):
                                   threshold=0.5, on_missing="error")
     number = f"{float(faces.frames[0][0].embedding[0]):.4f}"
     assert number not in text and number not in caplog.text
+
+
+def test_fingerprints_take_every_input(nodes):
+    """The host calls them with all inputs; one that it does not know makes the node run anew every time."""
+    for name in ("LoadFaceModels", "LoadFaceSwapper", "LoadFaces", "CheckFiles"):
+        cls = nodes[f"Likeness_{name}"]
+        words = {item.id: None for item in cls.define_schema().inputs}
+        assert cls.fingerprint_inputs(**words) == cls.fingerprint_inputs(**words)
