@@ -1,6 +1,7 @@
 """The two back ends: an .onnx file as a session of onnxruntime, or converted to a torch module."""
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import LikenessError
-from .contract import SWAPPER, Contract
-from .libraries import need
+from .contract import SWAPPER, Contract, contract_of, read_graph
+from .libraries import need, there
 
 BATCH = 8  # crops at a time
+PROBE = 128  # side of a picture for networks that take any
 
 
 class Network(Protocol):
@@ -112,10 +114,31 @@ def _to_float32(model: Any) -> Any:
 def convert(path: str | Path, model: Any) -> nn.Module:
     """A parsed file as a torch module in float32, its positional inputs in the file's order.
 
-    Raises LikenessError for an operator that onnx2torch does not know; `model` may be changed."""
-    onnx2torch = need("onnx2torch")
+    Raises LikenessError for an operator that onnx2torch does not know or gives other numbers for; `model` may be changed."""
+    onnx2torch, name = need("onnx2torch"), Path(path).name
     try:
-        return onnx2torch.convert(_to_float32(model)).eval().requires_grad_(False)
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            module = onnx2torch.convert(_to_float32(model)).eval().requires_grad_(False)
     except Exception as error:  # the library raises errors of its own kinds
-        raise LikenessError(f"The file {Path(path).name} cannot be converted for the back end torch ({error}): choose "
-                            "onnxruntime.") from error
+        raise LikenessError(f"The file {name} cannot be converted for the back end torch ({error}): choose onnxruntime."
+                            ) from error
+    if any("differ" in str(doubt.message) for doubt in doubts) and there("insightface") and not _agrees(module, path):
+        raise LikenessError(f"The file {name} cannot be converted for the back end torch without another result "
+                            f"({doubts[0].message}): choose onnxruntime.")
+    return module
+
+
+def _agrees(module: nn.Module, path: str | Path) -> bool:
+    """Whether a converted module gives what onnxruntime gives, on one random input. onnx2torch warns of some ways of resizing
+    that torch does not have; for whole factors most of them are the same."""
+    session = Session(path, contract_of(read_graph(path)))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [tuple(side or (1 if place == 0 else PROBE) for place, side in enumerate(shape))
+              for _, shape in session.contract.inputs]
+    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
+    feed = sorted(inputs, key=lambda tensor: -tensor.ndim)
+    with torch.inference_mode():
+        out = module(*inputs)
+        pairs = zip([out] if isinstance(out, Tensor) else out, session(*feed), strict=True)
+        return all(bool((a - b).abs().max() <= 1e-3 * max(1.0, float(b.abs().max()))) for a, b in pairs)

@@ -205,6 +205,28 @@ def test_an_operator_that_cannot_be_converted_goes_to_onnxruntime(tmp_path, monk
     assert (loaded.detector.backend, loaded.recogniser.backend) == ("torch", "onnxruntime") and "Mish" in text
 
 
+@pytest.mark.parametrize(("mode", "way", "same"), [("linear", "asymmetric", False), ("linear", "half_pixel", True),
+                                                   ("nearest", "half_pixel", True)])
+def test_a_conversion_with_other_numbers_is_refused(tmp_path, mode, way, same):
+    """onnx2torch only warns of ways of resizing that torch does not have."""
+    graph = face_pack.Graph()
+    graph.tensor("scales", [1, 1, 2, 2])
+    graph.tensor("roi", [])
+    graph.tensor("mix", np.zeros((3, 512)))
+    graph.node("AveragePool", ["target"], "small", kernel_shape=[2, 2], strides=[2, 2])
+    graph.node("Resize", ["small", "roi", "scales"], "large", mode=mode, coordinate_transformation_mode=way)
+    graph.node("Gemm", ["source", "mix"], "g", transB=1)
+    graph.node("Unsqueeze", ["g"], "g4", axes=[2, 3])
+    graph.node("Add", ["large", "g4"], "output")
+    graph.tensor("buff2fs", np.eye(512))
+    path = graph.save(tmp_path / "r.onnx", {"target": [1, 3, 128, 128], "source": [1, 512]}, {"output": [1, 3, 128, 128]})
+    if same:
+        assert hosting.load_swapper(path, "torch")[0].network.backend == "torch"
+        return
+    with pytest.raises(LikenessError, match="without another result.*choose onnxruntime"):
+        hosting.load_swapper(path, "torch")
+
+
 # -- equal to insightface ------------------------------------------------------------------------------
 # Markers are 24, 48 or 96 pixels wide after the letterbox to 640.
 SCENES = {"two": picture(faces=TWO), "large": picture(800, 640, ((400, 300, 120),)), "wide": picture(960, 240, ((450, 120, 36),)),
