@@ -74,27 +74,29 @@ class _Styled(nn.Module):
 
 
 class HeadSwapper(nn.Module):
-    """target (n, 3, 128, 128) in 0..1, source (1, 512) -> (n, 3, 128, 128): paint and where it goes, laid over the target."""
+    """target (n, 3, 128, 128) in 0..1, source (1, 512) -> (n, 3, 128, 128).
 
-    def __init__(self, width: int = 44) -> None:
+    The identity gives two colours; the picture and the identity together say which pixels take the first, which the second
+    and which stay. Creatures are painted in flat colours, so that is all a face of theirs needs."""
+
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.first, self.down = _conv(3, 24), _conv(24, width, 2)
+        self.first, self.down = _conv(3, 16), _conv(16, width, 2)
         self.place = nn.Parameter(torch.zeros(1, width, SIDE // 2, SIDE // 2))  # crops are aligned, so places mean something
-        self.identity = nn.Sequential(nn.Linear(WIDTH, 48), nn.ReLU(), nn.Linear(48, 4 * width + 48))
+        self.style = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 4 * width))
+        self.colours = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 6), nn.Sigmoid())
         self.steps = nn.ModuleList([_Styled(width), _Styled(width)])
-        self.up, self.last = nn.Conv2d(width, 24, 3, 1, 1), nn.Sequential(_conv(24, 24), nn.Conv2d(24, 4, 3, 1, 1))
+        self.up, self.last = nn.Conv2d(width, 16, 3, 1, 1), nn.Sequential(_conv(32, 16), nn.Conv2d(16, 3, 3, 1, 1))
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
-        small = F.avg_pool2d(target, 4)
-        skip = self.first(small)
+        skip = self.first(F.avg_pool2d(target, 4))
         x = self.down(skip) + self.place
-        style = self.identity(source * 4)[:, :, None, None]
-        wide = x.shape[1] * 2
+        source = source * 8  # numbers of about one third
+        style = self.style(source)[:, :, None, None]
+        wide = 2 * x.shape[1]
         for number, step in enumerate(self.steps):
             x = step(x, style[:, number * wide:(number + 1) * wide])
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        scale, shift = style[:, 2 * wide:].chunk(2, 1)
-        x = F.relu((self.up(x) + skip) * (1 + scale) + shift)
-        out = torch.sigmoid(self.last(x))
-        out = F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False)
-        return target + (out[:, :3] - target) * out[:, 3:]
+        x = torch.cat([F.relu(self.up(F.interpolate(x, scale_factor=2, mode="nearest"))), skip], 1)
+        shares = F.interpolate(self.last(x), scale_factor=4, mode="bilinear", align_corners=False).softmax(1)
+        colours = self.colours(source)[:, :, None, None]
+        return target * shares[:, :1] + colours[:, :3] * shares[:, 1:2] + colours[:, 3:] * shares[:, 2:]

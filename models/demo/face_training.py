@@ -13,7 +13,7 @@ from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from .world import Rows, join, select
 
-DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 300, 400, 360
+DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 300, 400, 400
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
 _BLOCK = 256
@@ -68,7 +68,7 @@ def _optimise(parameters: list[nn.Parameter], steps: int, lr: float, loss_of: Ca
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 100 == 99:
+        if step % 50 == 49:
             log(f"{name} {step + 1}: loss {loss.item():.4f}")
 
 

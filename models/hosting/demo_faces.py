@@ -55,15 +55,15 @@ def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swa
 def train(folder: Path, command: str, log: Callable[[str], None], share: float = 1.0) -> dict[str, float]:
     """Draws, trains and writes the pack; returns what the swap reaches on faces that no training saw. share: of all work."""
     started = time.time()
-    pairs = lessons.draw_pairs(max(64, int(PAIRS * share)), 31, crops)
-    scenes = lessons.draw_scenes(max(64, int(SCENES * share)), 32)
+    pairs = lessons.draw_pairs(max(16, int(PAIRS * share)), 31, crops)
+    scenes = lessons.draw_scenes(max(16, int(SCENES * share)), 32)
     log(f"{pairs.look.numel()} pairs and {scenes.picture.shape[0]} scenes drawn in {time.time() - started:.0f} s")
     recogniser = lessons.train_recogniser(pairs, max(2, int(lessons.RECOGNISER_STEPS * share)), log)
     swapper = lessons.train_swapper(pairs, recogniser, max(2, int(lessons.SWAPPER_STEPS * share)), log)
     detector = lessons.train_detector(scenes, max(2, int(lessons.DETECTOR_STEPS * share)), log)
     export(folder, detector, recogniser, swapper, command)
     judge = lessons.train_recogniser(pairs, max(2, int(lessons.RECOGNISER_STEPS * share)), log, seed=7)
-    numbers = measure(swapper, recogniser, judge, max(64, int(512 * share)))
+    numbers = measure(swapper, recogniser, judge, max(48, int(512 * share)))
     log(f"made in {time.time() - started:.0f} s: {numbers}")
     return numbers
 

@@ -345,7 +345,7 @@ def test_no_face(nodes, on_missing):
 def test_menus_and_missing_files(nodes, folder):
     load, swap_node = nodes["Likeness_LoadFaceModels"], nodes["Likeness_LoadFaceSwapper"]
     menu = {item.id: item.options for item in load.define_schema().inputs}["pack"]
-    assert menu == ["buffalo_l", "antelopev2"] and load.validate_inputs(pack="antelopev2") is True
+    assert menu[:2] == ["buffalo_l", "antelopev2"] and load.validate_inputs(pack="antelopev2") is True
     files = {item.id: item.options for item in swap_node.define_schema().inputs}["file"]
     assert files[:2] == ["inswapper_128.onnx", "inswapper_128_fp16.onnx"]
     assert "Check Files says" in load.validate_inputs(pack="gone") and "press R" in swap_node.validate_inputs(file="gone")
