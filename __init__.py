@@ -7,7 +7,7 @@ from typing import Any
 
 WEB_DIRECTORY = "./js"
 # modules of nodes/, in the order of work
-FAMILIES = ("load", "load_views", "subject", "inject", "guidance", "view", "invert", "portrait", "exact")
+FAMILIES = ("load", "load_views", "subject", "inject", "guidance", "view", "invert", "face_files", "face", "portrait", "exact")
 
 log = logging.getLogger("likeness")
 

@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
     demo.add_argument("part", nargs="?", default="all",
-                      choices=("all", "first_stage", "encoders", "judge", "base", "adapter", "realcustom"))
+                      choices=("all", "first_stage", "encoders", "judge", "base", "adapter", "realcustom", "faces"))
     demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
                       help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
@@ -77,12 +77,13 @@ def _demo(args: argparse.Namespace, command: str) -> int:
     import torch
 
     from ..models.demo.recipe import Recipe
+    from ..models.hosting import demo_faces
     from ..models.hosting.demo import WEIGHTS
     from ..models.hosting.demo_unet import build_trainable_unet
 
     weights = args.weights or WEIGHTS
     recipe = Recipe(args.work, weights, command, say)
-    wanted = ("encoders", "judge", "base", "adapter", "realcustom") if args.part == "all" else (args.part,)
+    wanted = ("encoders", "judge", "base", "adapter", "realcustom", "faces") if args.part == "all" else (args.part,)
     for part in wanted:
         if part == "first_stage":
             recipe.first_stage()
@@ -96,6 +97,8 @@ def _demo(args: argparse.Namespace, command: str) -> int:
         elif part == "realcustom":
             from .training_realcustom import train_miniature_realcustom
             train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors")
+        elif part == "faces":
+            demo_faces.train(weights / "faces", command, say)
         else:
             train_miniature(args.work / "custany", weights, command, weights / "custany.safetensors")
     return 0
