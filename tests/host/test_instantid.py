@@ -222,7 +222,7 @@ def test_guidance_patches(guidance):
 
 @pytest.mark.parametrize("side", ["positive", "both"])
 def test_areas(side):
-    """The host copies entries between positive and negative, and cuts the latent; the ControlNet sees the same cut."""
+    """The host copies entries between positive and negative, and cuts the latent."""
     done, watch, model = setup()
 
     def placed(conditioning):
