@@ -41,10 +41,7 @@ MUTATIONS = [
     # -- guiders
     Mutation("a call without the word gets no mask", HOSTING + "guidance.py", "acting = [guide for guide in guides if ids &",
              "acting = [guide for guide in guides if any(stamp.guides for stamp in stamps) and ids &",
-             live("guiders_and_samplers[sag]")),
-    Mutation("a prompt counts outside of its timestep range", HOSTING + "guidance.py",
-             "not words or not _acts(entry, timestep):", "not words:",
-             live("guiders_and_samplers[timestep range]")),
+             masks("a_call_of_the_negative_alone_takes_the_masks_of_its_step")),
     Mutation("an area's mask is laid over the whole picture", HOSTING + "masks_of_run.py",
              "if all(one.area is None for one in made):", "if len(made) == 1:",
              live("guiders_and_samplers[area]")),
@@ -54,7 +51,7 @@ MUTATIONS = [
     # -- masks that meet
     Mutation("overlapping masks share a place that is not full", HOSTING + "masks_of_run.py", ".sum(0).clamp(min=1.0)",
              ".sum(0).clamp(min=0.1)",
-             masks("sharing_by_the_formula")),
+             masks("masks_that_overlap_add_or_share")),
     Mutation("the later prompt's area wipes the former's", HOSTING + "masks_of_run.py",
              "place.copy_(torch.maximum(place, F.interpolate(", "place.copy_(torch.minimum(place + 9, F.interpolate(",
              masks("prompts_of_two_areas_make_one_picture_of_masks")),
