@@ -108,6 +108,7 @@ def test_prompts_of_two_areas_make_one_picture_of_masks():
     whole = composed([left, right], (4, 6), None)
     torch.testing.assert_close(whole[0, 0, 0], torch.tensor([0.5, 0.5, 0.5, 0.9, 0.9, 0.0]))
     assert torch.equal(composed([right, left], (4, 6), None), whole)
+    torch.testing.assert_close(composed([left], (4, 6), None)[0, 0, 0], torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, 0.0]))
     half = torch.zeros(1, 8, 12)
     half[..., 6:] = 1.0
     torch.testing.assert_close(composed([left, right], (4, 6), half)[0, 0, 0], torch.tensor([0, 0, 0, 0.9, 0.9, 0.0]))

@@ -44,10 +44,10 @@ MUTATIONS = [
              masks("a_call_of_the_negative_alone_takes_the_masks_of_its_step")),
     Mutation("an area's mask is laid over the whole picture", HOSTING + "masks_of_run.py",
              "if all(one.area is None for one in made):", "if len(made) == 1:",
-             live("guiders_and_samplers[area]")),
+             masks("prompts_of_two_areas_make_one_picture_of_masks")),
     Mutation("of a prompt's parts in time only the last is kept", HOSTING + "guidance.py",
              "tuple(entry.get(\"area\") or ()), times] = entry", "tuple(entry.get(\"area\") or ())] = entry",
-             live("a_subject_for_a_part_of_the_steps", "guiders_and_samplers[timestep range]")),
+             live("guiders_and_samplers[two ranges]")),
     # -- masks that meet
     Mutation("overlapping masks share a place that is not full", HOSTING + "masks_of_run.py", ".sum(0).clamp(min=1.0)",
              ".sum(0).clamp(min=0.1)",
