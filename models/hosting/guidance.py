@@ -156,7 +156,7 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
         stamp = stamp_of(entry)
         words = () if stamp is None else tuple(Sought(name, columns, asked[name].strategy, asked[name].layers)
                                                for name, columns in stamp.guides if name in asked)
-        if stamp is None or not words or not _acts(entry, timestep):
+        if stamp is None or not words:
             continue
         row = CondStamp(torch.zeros_like(stamp.cond).index_fill(1, torch.tensor([0]), mark(len(targets))))
         targets.append(Target(entry["model_conds"]["c_crossattn"].cond.shape[1], words))
@@ -165,7 +165,7 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
         return {}
     capture = Capture(targets, layers, any(one.early for one in asked.values()))
     options = {**model_options["transformer_options"], CAPTURE: capture}
-    # all in one list: to patches of other packs they are one kind of prompt
+    # all in one list: to patches of other packs they are one kind of prompt; the host leaves out what rests at this noise
     executor(model, [entries], x, timestep, {**model_options, "transformer_options": options})
     latent = (x.shape[-2], x.shape[-1])
     out: dict[str, list[Made]] = {}
@@ -173,12 +173,6 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
         area: Area | None = capture.areas[number]
         out.setdefault(name, []).append(finished(total, asked[name], area, entries[number].get("mask"), latent))
     return out
-
-
-def _acts(entry: dict[str, Any], timestep: Tensor) -> bool:
-    """Whether the host would run this entry at this noise."""
-    sigma = timestep[0]
-    return not (sigma > entry.get("timestep_start", sigma) or sigma < entry.get("timestep_end", sigma))
 
 
 def _note_prompts(executor, guider, sigmas, extra_args, *args, **kwargs):

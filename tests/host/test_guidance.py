@@ -258,6 +258,13 @@ def ranged(done):
     return run_guider(cfg_guider(done.model, positive, done.negative), latent_of("sd15"), sigmas=(14.0, 8.0, 1.0, 0.5, 0.0))
 
 
+def ranged_twice(done):
+    """One entry in two ranges of time, as prompt scheduling makes them."""
+    set_range = core.ConditioningSetTimestepRange().set_range
+    positive = set_range(done.positive, 0.0, 0.5)[0] + set_range(done.positive, 0.5, 1.0)[0]
+    return run_guider(cfg_guider(done.model, positive, done.negative), latent_of("sd15"), sigmas=(14.0, 8.0, 1.0, 0.5, 0.0))
+
+
 def inpainting(done):
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 4:] = 1.0
@@ -286,7 +293,7 @@ RUNS_OF = {
     "pag": patched(lambda m: comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0)[0]),
     "slg": patched(lambda m: comfy_extras.nodes_slg.SkipLayerGuidanceDiT.execute(
         m, start_percent=0.0, end_percent=1.0, double_layers="1", scale=3.0)[0]),
-    "combine": combined, "timestep range": ranged, "controlnet": controlled,
+    "combine": combined, "timestep range": ranged, "two ranges": ranged_twice, "controlnet": controlled,
     "area": placed(lambda c: core.ConditioningSetArea().append(c, 64, 96, 32, 16, 1.0)[0]),
     "mask bounds": placed(bounds),
 }

@@ -107,6 +107,8 @@ def test_prompts_of_two_areas_make_one_picture_of_masks():
     left, right = Made(torch.full((1, 1, 2, 2), 0.5), (4, 4, 0, 0)), Made(torch.full((1, 1, 2, 1), 0.9), (4, 2, 0, 3))
     whole = composed([left, right], (4, 6), None)
     torch.testing.assert_close(whole[0, 0, 0], torch.tensor([0.5, 0.5, 0.5, 0.9, 0.9, 0.0]))
+    assert torch.equal(composed([right, left], (4, 6), None), whole)
+    torch.testing.assert_close(composed([left], (4, 6), None)[0, 0, 0], torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, 0.0]))
     half = torch.zeros(1, 8, 12)
     half[..., 6:] = 1.0
     torch.testing.assert_close(composed([left, right], (4, 6), half)[0, 0, 0], torch.tensor([0, 0, 0, 0.9, 0.9, 0.0]))
@@ -203,6 +205,25 @@ def test_a_negative_that_waits_for_a_mask_can_be_recorded():
     done, (free, _, _) = release.injected(guidance=release.guidance()), release.prompts()
     who = enhancer(done.model, 3.0, done.positive, free, done.negative)
     assert recorded(who, 3, release.IO["in.latent"]).residuals.isfinite().all()
+
+
+def test_a_call_of_the_negative_alone_takes_the_masks_of_its_step():
+    """As SAG asks again: other latents, no prompt that holds the word, and no guidance pass for them."""
+    how, log, asked = release.guidance(refresh=3), Log(), []
+    done = release.injected(guidance=how)
+
+    def again(args):
+        asked.append(comfy.samplers.calc_cond_batch(args["model"], [args["uncond"]], 0.9 * args["input"], args["sigma"],
+                                                    args["model_options"])[0])
+        return args["denoised"]
+    model = log.on(done.model)
+    model.set_model_sampler_post_cfg_function(again, disable_cfg1_optimization=True)
+    x = release.IO["in.latent"]
+    guider = cfg_guider(model, done.positive, done.negative, 3.5)
+    guider.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("euler"), release.levels(3), disable_pbar=True, seed=0)
+    main, second = log.kind(False)[::2], log.kind(False)[1::2]
+    assert len(asked) == len(second) == 3 == len(log.kind(True))
+    assert all(torch.equal(a["masks"][how.name], b["masks"][how.name]) for a, b in zip(main, second, strict=True))
 
 
 def test_a_free_model_of_its_own_knows_the_run():
