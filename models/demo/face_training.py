@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
-from .world import Rows, join, select
 
-DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 300, 400, 400
+DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 700, 400, 400
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
+ZOOMS, WINDOW, DETECTOR_BATCH = (1.5, 2.0, 3.0, 3.0, 3.0, 4.0, 5.0, 10.0), 160, 12
 _BLOCK = 256
 
 Log = Callable[[str], None]
@@ -29,7 +29,6 @@ class Pairs(NamedTuple):
     source: Tensor
     look: Tensor    # (n,) of `head`
     other: Tensor   # (n,) of `swapped` and `source`
-    identity: Rows
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -51,10 +50,9 @@ def draw_pairs(n: int, seed: int, crops: Crops, training: bool = True) -> Pairs:
         generator.set_state(state)  # the very same noise on both: it is no part of the face
         second = heads.soften(two.picture, generator)
         third = heads.soften(three.picture, generator)
-        parts.append(Pairs(*(_bytes(crops(picture, where.keypoints, 128)) for picture, where in ((first, one), (second, two),
-                                                                                                 (third, three))),
-                           heads.look_of(mine), heads.look_of(theirs), mine))
-    return Pairs(*(torch.cat([part[i] for part in parts]) for i in range(5)), join([part.identity for part in parts]))
+        cut = [_bytes(crops(picture, where.keypoints, 128)) for picture, where in ((first, one), (second, two), (third, three))]
+        parts.append(Pairs(cut[0], cut[1], cut[2], heads.look_of(mine), heads.look_of(theirs)))
+    return Pairs(*(torch.cat([part[i] for part in parts]) for i in range(5)))
 
 
 def _optimise(parameters: list[nn.Parameter], steps: int, lr: float, loss_of: Callable[[int], Tensor], name: str,
@@ -180,19 +178,26 @@ def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, 
 
 
 def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
-    """At random scales, so that a level learns the sizes that are its own and leaves the rest to the others."""
+    """In windows at random scales, so that a level learns the sizes that are its own and leaves the rest to the others."""
     torch.manual_seed(5)
     model = HeadDetector()
-    nn.init.constant_(model.head.bias[:1], -4.0)
+    with torch.no_grad():
+        model.head.get_parameter("bias")[0] = -4.0  # at the start nothing is a head
     generator = torch.Generator().manual_seed(6)
 
     def loss_of(step: int) -> Tensor:
-        side = (96, 128, 192, 192, 256, 320)[int(torch.randint(0, 6, (1,), generator=generator))]
-        index = torch.randint(0, scenes.picture.shape[0], (max(2, BATCH * 96 // side * 96 // side),), generator=generator)
-        picture = F.interpolate(scenes.picture[index].float() / 255, (side, side), mode="bilinear", align_corners=False)
-        scale = side / 64
-        fire, reach, where = _targets((scenes.box[index] + 0.5) * scale - 0.5, (scenes.keypoints[index] + 0.5) * scale - 0.5,
-                                      side // 8)
+        zoom = ZOOMS[int(torch.randint(0, len(ZOOMS), (1,), generator=generator))]
+        index = torch.randint(0, scenes.picture.shape[0], (DETECTOR_BATCH,), generator=generator)
+        # A window of the enlarged picture: at 640 pixels the finest level sees a single ear in it.
+        side = max(16, min(64, round(WINDOW / zoom)))
+        corner = torch.randint(0, 64 - side + 1, (2,), generator=generator)
+        x, y = corner.tolist()
+        part = scenes.picture[index][:, :, y:y + side, x:x + side].float() / 255
+        cells = max(round(side * zoom / 32), 1) * 4
+        picture = F.interpolate(part, (cells * 8, cells * 8), mode="bilinear", align_corners=False)
+        scale = cells * 8 / side
+        fire, reach, where = _targets((scenes.box[index] + 0.5 - corner.repeat(2)) * scale - 0.5,
+                                      (scenes.keypoints[index] + 0.5 - corner) * scale - 0.5, cells)
         out = model.look((picture * 255 - 127.5) / 128).permute(0, 2, 3, 1)
         counted = fire >= 0
         p = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
@@ -215,8 +220,3 @@ def retrieval(swapped: Tensor, wanted: Tensor, gallery: Tensor, looks: Tensor) -
 def one_of_each(look: Tensor) -> Tensor:
     """Places (k,) of the first of each look."""
     return torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])
-
-
-def picked(pairs: Pairs, index: Tensor) -> Pairs:
-    """Some of the pairs."""
-    return Pairs(*(value[index] for value in pairs[:5]), select(pairs.identity, index))

@@ -11,11 +11,6 @@ from .contract import EMAP, LICENCE_KEY, SPACE_KEY
 from .libraries import need
 
 
-def parse(data: bytes) -> Any:
-    """A network that torch exported."""
-    return need("onnx").load_from_string(data)
-
-
 def to_half(model: Any) -> Any:
     """Weights and arithmetic in float16 between casts; inputs and outputs stay float32, as in inswapper_128_fp16."""
     onnx = need("onnx")

@@ -1,7 +1,7 @@
 """The miniature's face pack: three tiny networks that find, recognise and swap the heads of creatures."""
 from __future__ import annotations
 
-import io
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..demo import face_training as lessons
 from ..demo.face_nets import WIDTH, HeadDetector, HeadRecogniser, HeadSwapper
-from ..face.export import parse, to_half, write
+from ..face.contract import read_graph
+from ..face.export import to_half, write
 from ..face.geometry import align, crop
 from .demo import WEIGHTS
 
@@ -31,12 +32,12 @@ def crops(pictures: Tensor, keypoints: Tensor, size: int) -> Tensor:
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], outputs: tuple[str, ...],
             open_sides: dict[str, dict[int, str]] | None = None) -> Any:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the newer exporter needs a library that nothing else here needs
-        torch.onnx.export(model.eval(), inputs, buffer, input_names=names, output_names=outputs, opset_version=OPSET,
+        path = Path(place) / "network.onnx"
+        torch.onnx.export(model.eval(), inputs, str(path), input_names=names, output_names=outputs, opset_version=OPSET,
                           dynamo=False, dynamic_axes=open_sides)
-    return parse(buffer.getvalue())
+        return read_graph(path)
 
 
 def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swapper: HeadSwapper, command: str) -> None:
