@@ -24,6 +24,9 @@ def add_arguments(kinds: Any, output: Path) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ablation", choices=("none", "shared attention", "no location"), default="none",
                         help="leave a part of the method out, to measure what it does")
+    parser.add_argument("--easy", action="store_true",
+                        help="one place and one distance only: a first part of a training, before --from")
+    parser.add_argument("--from", dest="start", type=Path, help="begin with the weights of this file")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--ship", action="store_true", help="copy the finished file to the pack's own weights")
 
@@ -34,12 +37,13 @@ def run(args: argparse.Namespace, command: str) -> int:
 
     settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
     target = WEIGHTS / "customnet.safetensors" if args.ship else None
-    train_miniature(args.out, WEIGHTS, command, target, seed=args.seed, ablation=args.ablation, **settings)
+    train_miniature(args.out, WEIGHTS, command, target, seed=args.seed, ablation=args.ablation, easy=args.easy,
+                    start=args.start, **settings)
     return 0
 
 
 def train_miniature(out: Path, weights: Path, command: str, target: Path | None = None, pictures: int = PICTURES,
-                    ablation: str = "none", **settings: Any) -> Path:
+                    ablation: str = "none", easy: bool = False, start: Path | None = None, **settings: Any) -> Path:
     """Trains in the miniature world and returns the finished file. `settings` override the recipe's."""
     import torch
 
@@ -54,12 +58,12 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                             "export_dtype": "fp16", "save_every": 250, **settings})
     base = MiniatureViews(weights, config.seed)
     started = time.time()
-    drawn = (pictures, LESSONS_SEED, views.AZIMUTH, views.ELEVATION, views.DISTANCE, views.SIDES, views.REFERENCE)
+    drawn = (pictures, LESSONS_SEED, views.AZIMUTH, views.ELEVATION, views.DISTANCE, views.SIDES, views.REFERENCE, easy)
     kept = out / f"views_{cache_key(base.hashes, drawn)}.pt"
     if kept.exists():
         data = Lessons(*torch.load(kept, weights_only=True))
     else:
-        data = base.lessons(views.draw(pictures, LESSONS_SEED))
+        data = base.lessons(views.draw(pictures, LESSONS_SEED, easy=easy))
         keep(kept, tuple(data))
     _say(f"{pictures} pictures drawn in {time.time() - started:.0f} s")
 
@@ -72,6 +76,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
 
     # The miniature begins from nothing, so neither the release's start nor its zero embedding means anything to it.
     task = CustomNetTask(base, config, "token", ablation, text_rate=1.0)
+    if start is not None:
+        task.projection.load_state_dict(base.begin(start))
     result = train(task, config, Source(), out, log=_progress,
                    metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0", "base": "miniature",
                              "parts": " ".join(digest[:16] for digest in base.hashes)})

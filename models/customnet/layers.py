@@ -14,10 +14,12 @@ class ObjectToken(nn.Module):
         super().__init__()
         self.cc_projection = operations.Linear(embed + CAMERA, width, dtype=dtype, device=device)
 
-    def init_weights(self) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """As the release begins: the embedding passes through, the camera at random."""
         layer = self.cc_projection
         with torch.no_grad():
+            camera = torch.rand(layer.out_features, CAMERA, generator=generator) * 2 - 1
+            layer.weight[:, -CAMERA:] = camera / layer.in_features ** 0.5
             layer.weight[:, :-CAMERA] = torch.eye(layer.out_features, layer.in_features - CAMERA)
             layer.bias.zero_()
 

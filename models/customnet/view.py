@@ -13,7 +13,6 @@ from ..common.errors import LikenessError
 # Positive azimuth: the camera goes to the right round the object, as in Zero-1-to-3, whose weights CustomNet started from.
 # The published weights themselves were not seen; should they turn the other way, this is the one place to say so.
 AZIMUTH_SIGN = 1.0
-TRAINED_AZIMUTH, TRAINED_ELEVATION = 60.0, 60.0  # degrees, both ways: what the authors' training views cover
 
 Numbers = float | Sequence[float] | Tensor
 

@@ -20,6 +20,7 @@ AZIMUTH, ELEVATION, DISTANCE = 60.0, 20.0, (-0.15, 0.3)  # degrees both ways; ho
 SHARE = 200 / 256  # of the canvas that the object takes, as the authors prepare references
 SIDES = (40, 48, 56)  # of boxes, in pixels
 CELL = 8
+EASY_BOX = (8, 8, 56, 56)
 _BLOCK = 256
 
 
@@ -120,11 +121,14 @@ def captions(identity: Rows, scene: Tensor, generator: torch.Generator | None = 
             for chance, kind, place in zip(said, identity["kind"], scene, strict=True)]
 
 
-def draw(n: int, seed: int, training: bool = True) -> Scene:
-    """n scenes."""
+def draw(n: int, seed: int, training: bool = True, easy: bool = False) -> Scene:
+    """n scenes; easy: one place and one distance, so that turning is all there is to learn."""
     generator = torch.Generator().manual_seed(seed)
     identity, scene = draw_split(n, generator, training)
-    return Scene(identity, draw_cameras(n, generator), scene, draw_boxes(n, generator))
+    camera, box = draw_cameras(n, generator), draw_boxes(n, generator)
+    if easy:
+        camera, box = {**camera, "distance": torch.zeros(n)}, torch.tensor([EASY_BOX]).repeat(n, 1)
+    return Scene(identity, camera, scene, box)
 
 
 def blocks(scene: Scene, size: int = _BLOCK) -> list[Scene]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common import files
+from ..customnet.config import PROJECTION, UNET
 from ..customnet.location import location_canvases
 from ..customnet.view import View
 from ..demo import views
@@ -19,7 +20,7 @@ from ..demo.text import WIDTH, TextModel
 from ..demo.world import Rows
 from ..vision.load import load_vit
 from ..vision.preprocess import normalise
-from .customnet_unet import DualUNet, restored
+from .customnet_unet import DualUNet, load_unet, restored
 from .demo_unet import TrainableOps
 
 UNET_CONFIG = {
@@ -90,6 +91,12 @@ class MiniatureViews:
 
     def names(self, state: dict[str, Tensor]) -> dict[str, Any]:
         return restored(state)
+
+    def begin(self, path: Path) -> dict[str, Tensor]:
+        """Takes the network's weights of a trained file; returns those of the object token's layer."""
+        state, _ = files.load(path)
+        load_unet(self.unet, {name.removeprefix(UNET): value.float() for name, value in state.items() if name.startswith(UNET)})
+        return {name: value.float() for name, value in state.items() if name.startswith(PROJECTION)}
 
     def lessons(self, scene: views.Scene) -> Lessons:
         """Renders a scene and computes all that the frozen parts say of it."""

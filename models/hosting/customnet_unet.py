@@ -158,10 +158,14 @@ def host_config(config: Mapping[str, Any]) -> dict[str, Any]:
     resolutions = out.pop("attention_resolutions", None)
     depth = out.get("transformer_depth", 1)
     if not isinstance(depth, list):
-        per = [depth if resolutions is None or 2 ** level in resolutions else 0 for level in range(len(levels))]
-        out["transformer_depth"] = [d for d, count in zip(per, blocks, strict=True) for _ in range(count)]
-        out["transformer_depth_output"] = [d for d, count in zip(per, blocks, strict=True) for _ in range(count + 1)]
-        out["transformer_depth_middle"] = out.get("transformer_depth_middle") or depth
+        depth = [depth if resolutions is None or 2 ** level in resolutions else 0 for level in range(len(levels))]
+    elif len(depth) == sum(blocks):  # the host's: one a block; its levels are even
+        depth = [depth[sum(blocks[:level])] for level in range(len(levels))]
+    out["transformer_depth"] = [d for d, count in zip(depth, blocks, strict=True) for _ in range(count)]
+    if not isinstance(out.get("transformer_depth_output"), list):
+        out["transformer_depth_output"] = [d for d, count in zip(depth, blocks, strict=True) for _ in range(count + 1)]
+    if out.get("transformer_depth_middle") is None:
+        out["transformer_depth_middle"] = depth[-1]
     return {"image_size": 32, "legacy": False, "use_spatial_transformer": True, **out, "channel_mult": levels,
             "num_res_blocks": blocks}
 

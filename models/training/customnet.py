@@ -69,7 +69,7 @@ class CustomNetTask:
                                 f"'{null}' and '{ablation}'.")
         self.base, self.train, self.null, self.ablation = base, train, null, ablation
         self.projection = ObjectToken(base.embed_width, base.width, device=base.device)
-        self.projection.init_weights()
+        self.projection.init_weights(torch.Generator().manual_seed(train.seed))
         self.text_rate = text_rate
         base.unet.requires_grad_(True)
 

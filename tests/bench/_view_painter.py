@@ -13,7 +13,6 @@ from likeness.models.demo import views
 from likeness.models.demo.schedule import sample
 from likeness.models.demo.views import Scene
 from likeness.models.hosting.customnet_demo import MiniatureViews
-from likeness.models.hosting.customnet_unet import load_unet
 
 STEPS, CFG, BLOCK = 20, 2.0, 64
 
@@ -23,14 +22,10 @@ class Painter:
 
     def __init__(self, path: Path, weights: Path):
         self.base = MiniatureViews(weights)
-        state, self.metadata = files.load(path)
-        unet = {name.removeprefix("model.diffusion_model."): value.float() for name, value in state.items()
-                if name.startswith("model.diffusion_model.")}
-        load_unet(self.base.unet, unet)
-        self.base.unet.eval().requires_grad_(False)
         self.token = ObjectToken(self.base.embed_width, self.base.width)
-        self.token.load_state_dict({name: value for name, value in state.items() if name.startswith("cc_projection")})
-        self.ablation = self.metadata.get("ablation", "none")
+        self.token.load_state_dict(self.base.begin(path))
+        self.base.unet.eval().requires_grad_(False)
+        self.ablation = files.load(path)[1].get("ablation", "none")
 
     @torch.no_grad()
     def paint(self, scene: Scene, seed: int, references: dict[str, Tensor] | None = None) -> Tensor:

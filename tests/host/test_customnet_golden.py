@@ -58,6 +58,18 @@ def test_network():
     torch.testing.assert_close(bare, null, **CLOSE)
 
 
+HOSTS = {**{key: value for key, value in SMALL.items() if key != "attention_resolutions"}, "num_res_blocks": [1, 1],
+         "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1}
+
+
+@pytest.mark.parametrize("change", (
+    {}, {"transformer_depth_output": None}, {"transformer_depth": 1}, {"transformer_depth_middle": None},
+    {"num_res_blocks": 1, "channel_mult": (1, 2)}))
+def test_the_settings_in_the_hosts_words(change):
+    settings = {key: value for key, value in (HOSTS | change).items() if value is not None}
+    assert torch.equal(run(build_unet(settings, weights())), run())
+
+
 @pytest.mark.parametrize("part, moves", (
     ("to_k.", False), ("to_q.", True), ("to_v.", True), ("to_k_text.", True), ("to_v_text.", True), ("to_out.", True)))
 def test_every_branch_is_alive(part, moves):

@@ -194,6 +194,20 @@ def test_a_training_goes_on_where_it_stood(trained):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_training_begins_with_a_file(trained):
+    """An easy part first, then everything: the second begins where the first ended."""
+    from likeness.models.common import files
+    from likeness.nodes.training_views import train_miniature
+
+    first = train_miniature(folder() / "cn_easy", trained, "a test", pictures=24, steps=3, batch=4, easy=True)
+    still = {"warmup": 0, "schedule": "constant", "lr": 1e-9}
+    second = train_miniature(folder() / "cn_after", trained, "a test", pictures=24, steps=1, batch=4, start=first, **still)
+    before, after = (files.load(path)[0] for path in (first, second))
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-4) for name in before)
+    other = files.load(trained / customnet.MINIATURE)[0]
+    assert any(not torch.allclose(before[name].float(), other[name].float(), atol=1e-3) for name in before)
+
+
 def test_weights_that_are_missing_are_named(host):
     with pytest.raises(LikenessError, match="train customnet --ship"):
         customnet.load_miniature(None, Path(folder()))

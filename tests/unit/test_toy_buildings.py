@@ -100,6 +100,12 @@ def test_cameras_and_boxes_keep_to_their_ranges():
     assert set((drawn.box[:, 2] - drawn.box[:, 0]).tolist()) == set(views.SIDES)
 
 
+def test_the_easy_world_only_turns():
+    easy, wide = views.draw(40, 7, easy=True), views.draw(40, 7)
+    assert (easy.box == torch.tensor(views.EASY_BOX)).all() and not easy.camera["distance"].any()
+    assert torch.equal(easy.camera["azimuth"], wide.camera["azimuth"])
+
+
 def test_captions():
     drawn = views.draw(50, 4)
     told = views.captions(drawn.identity, drawn.scene, torch.Generator().manual_seed(1))
