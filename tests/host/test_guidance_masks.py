@@ -28,6 +28,7 @@ from host.support import (
     sample,
     subject,
 )
+from host.test_bimd import asked
 from host.test_guidance import Log, mask_of
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import guidance_runs, stamps
@@ -164,6 +165,7 @@ def test_a_prompt_with_a_mask_is_searched_inside_it_only():
     out = sample(done.model, positive + encode("sd15", "a beach"), done.negative, latent=latent_of("sd15", 1, 16, 16))
     mask = mask_of(out, how.name)
     assert mask[..., 8:].max() > 0.99 and mask[..., :8].max() == 0
+    assert int((mask > 0).sum()) == 16 * 16 // 4, "the whole share of the scope lies inside"
 
 
 def test_columns_follow_rows_that_an_adapter_takes_out():
@@ -228,15 +230,14 @@ def test_a_call_of_the_negative_alone_takes_the_masks_of_its_step():
 
 def test_a_free_model_of_its_own_knows_the_run():
     """The free branch has options of its own, and its negative waits for the same mask."""
-    how = release.guidance(refresh=1)
-    done, (free, _, _) = release.injected(guidance=how), release.prompts()
+    done, (free, _, _) = release.injected(guidance=release.guidance()), release.prompts()
     x = release.IO["in.latent"]
-    outs = []
+    level, outs = torch.full((x.shape[0],), 3.0), []
     for more in ({}, {"free_model": done.model.clone()}):
         who = enhancer(done.model, 3.0, done.positive, free, done.negative, **more)
-        outs.append(who.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("euler"), release.levels(3), disable_pbar=True,
-                               seed=0))
-    torch.testing.assert_close(*outs, atol=1e-3, rtol=1e-3)
+        outs.append(asked(who, x, 3.0, lambda wrap, options: wrap.denoised(x, level, ["positive", "free"], options)))
+    for slot in ("positive", "free"):
+        torch.testing.assert_close(outs[0][slot], outs[1][slot], atol=1e-3, rtol=1e-3)
 
 
 def test_keys_and_values_can_be_copied_for_another_device():
