@@ -88,7 +88,8 @@ class HeadSwapper(nn.Module):
         self.steps = nn.ModuleList([_Styled(width), _Styled(width)])
         self.up, self.last = nn.Conv2d(width, 16, 3, 1, 1), nn.Sequential(_conv(32, 16), nn.Conv2d(16, 3, 3, 1, 1))
 
-    def forward(self, target: Tensor, source: Tensor) -> Tensor:
+    def choose(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of keep, first and second colour (n, 3, 32, 32), and the two colours (n, 6)."""
         skip = self.first(F.avg_pool2d(target, 4))
         x = self.down(skip) + self.place
         source = source * 8  # numbers of about one third
@@ -97,6 +98,10 @@ class HeadSwapper(nn.Module):
         for number, step in enumerate(self.steps):
             x = step(x, style[:, number * wide:(number + 1) * wide])
         x = torch.cat([F.relu(self.up(F.interpolate(x, scale_factor=2, mode="nearest"))), skip], 1)
-        shares = F.interpolate(self.last(x), scale_factor=4, mode="bilinear", align_corners=False).softmax(1)
-        colours = self.colours(source)[:, :, None, None]
+        return self.last(x), self.colours(source)
+
+    def forward(self, target: Tensor, source: Tensor) -> Tensor:
+        logits, colours = self.choose(target, source)
+        shares = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False).softmax(1)
+        colours = colours[:, :, None, None]
         return target * shares[:, :1] + colours[:, :3] * shares[:, 1:2] + colours[:, 3:] * shares[:, 2:]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
+from .world import PALETTE
 
 DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 700, 400, 400
 BATCH = 32
@@ -102,7 +103,9 @@ def embed(model: HeadRecogniser, crops: Tensor) -> Tensor:
 
 
 def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log) -> HeadSwapper:
-    """The rendered truth of the same creature with another face is what the swap shall give."""
+    """The rendered truth of the same creature with another face is what the swap shall give.
+
+    Which pixels take which colour is taught as such: from the finished picture alone it stays at changing nothing."""
     torch.manual_seed(2)
     model = HeadSwapper()
     source = embed(recogniser, pairs.source)
@@ -114,8 +117,15 @@ def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log
         head, want = pairs.head[index].float() / 255, pairs.swapped[index].float() / 255
         z = source[index].clone()
         still = index[:BATCH // 8]  # an eighth keeps its own face
-        z[:BATCH // 8], want[:BATCH // 8] = own[still], head[:BATCH // 8]
-        return (F.avg_pool2d(model(head, z), 2) - F.avg_pool2d(want, 2)).abs().mean()
+        look = pairs.other[index].clone()
+        z[:BATCH // 8], want[:BATCH // 8], look[:BATCH // 8] = own[still], head[:BATCH // 8], pairs.look[still]
+        true = torch.cat([PALETTE[look // 24], PALETTE[look // 3 % 8]], 1)
+        logits, colours = model.choose(head, z)
+        small, wanted = F.avg_pool2d(head, 4), F.avg_pool2d(want, 4)
+        paints = torch.stack([small, true[:, :3, None, None].expand_as(small), true[:, 3:, None, None].expand_as(small)], 1)
+        gap = (paints - wanted[:, None]).abs().sum(2)
+        gap[:, 0] -= 0.05  # what is right already stays
+        return F.cross_entropy(logits, gap.argmin(1)) + 4 * (colours - true).abs().mean()
 
     _optimise(list(model.parameters()), steps, 3e-3, loss_of, "swapper", log)
     return model.eval().requires_grad_(False)
