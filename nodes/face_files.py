@@ -68,7 +68,7 @@ class LoadFaceModels(io.ComfyNode):
         return True if pack is None or pack in _paths.face_packs() else _paths.missing_pack(pack)
 
     @classmethod
-    def fingerprint_inputs(cls, pack: str | None = None, backend: str | None = None) -> str:
+    def fingerprint_inputs(cls, pack: str | None = None, **others: object) -> str:
         return _paths.stamp(*_paths.face_packs().get(pack or "", ()))
 
     @classmethod
@@ -109,7 +109,7 @@ class LoadFaceSwapper(io.ComfyNode):
         return True if file is None or file in _paths.face_files() else _no_swapper(file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, backend: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.face_files().get(file or ""))
 
     @classmethod
@@ -177,7 +177,7 @@ class LoadFaces(io.ComfyNode):
         return True if known else _paths.missing_saved(_paths.FACES, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.saved_files(_paths.FACES).get(file or ""))
 
     @classmethod
@@ -209,7 +209,7 @@ class CheckFiles(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, hashes: bool = True) -> str:
+    def fingerprint_inputs(cls, hashes: bool = True, **others: object) -> str:
         return _paths.stamp(*map(Path, _paths.face_folders()), *_paths.face_files().values())
 
     @classmethod

@@ -328,7 +328,7 @@ class LoadInversion(io.ComfyNode):
         return True if known else _paths.missing_saved(_paths.INVERSIONS, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.saved_files(_paths.INVERSIONS).get(file or ""))
 
     @classmethod

@@ -98,7 +98,7 @@ class LoadAdapter(io.ComfyNode):
         return _there(file, (_paths.FOLDER,))
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.find(file, (_paths.FOLDER,)), *_paths.encoder_candidates())
 
     @classmethod
@@ -151,7 +151,7 @@ class LoadEncoders(io.ComfyNode):
         return _there(first, _paths.ENCODER_FOLDERS)
 
     @classmethod
-    def fingerprint_inputs(cls, first: str | None = None, second: str | None = None) -> str:
+    def fingerprint_inputs(cls, first: str | None = None, second: str | None = None, **others: object) -> str:
         return _paths.stamp(*(_paths.find(name, _paths.ENCODER_FOLDERS) for name in (first, second)))
 
     @classmethod

@@ -51,7 +51,7 @@ class LoadCustomNet(io.ComfyNode):
         return True if known else _paths.missing(file or "", FOLDERS)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return file or "" if file == MINIATURE else _paths.stamp(_paths.find(file, FOLDERS))
 
     @classmethod

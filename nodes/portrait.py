@@ -63,7 +63,7 @@ class LoadPhotoMaker(io.ComfyNode):
         return _there(_paths.PHOTOMAKER, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.find(file, (_paths.PHOTOMAKER,)))
 
     @classmethod
@@ -157,7 +157,7 @@ class LoadInstantID(io.ComfyNode):
         return _there(_paths.INSTANTID, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.find(file, (_paths.INSTANTID,)))
 
     @classmethod

@@ -241,7 +241,7 @@ class LoadSubject(io.ComfyNode):
         return True if known else _paths.missing_saved(_paths.SUBJECTS, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **others: object) -> str:
         return _paths.stamp(_paths.saved_files(_paths.SUBJECTS).get(file or ""))
 
     @classmethod

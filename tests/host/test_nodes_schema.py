@@ -147,6 +147,14 @@ def test_validation_names_what_it_checks(nodes):
             assert cls.validate_inputs() is True, node_id
 
 
+def test_fingerprints_take_every_input(nodes):
+    """The host hands all of them over; one that is not taken makes it run the node, and all behind it, at every prompt."""
+    for node_id, cls in nodes.items():
+        if "fingerprint_inputs" in vars(cls):
+            kinds = {p.kind for p in inspect.signature(cls.fingerprint_inputs).parameters.values()}
+            assert inspect.Parameter.VAR_KEYWORD in kinds, node_id
+
+
 def test_every_node_has_a_help_page(all_schemas):
     pages = {path.stem for path in schemas.DOCS.glob("Likeness_*.md")}
     assert pages == set(all_schemas), "a page too many or too few"
