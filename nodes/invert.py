@@ -16,7 +16,7 @@ from ..models.inversion.storage import PRECISIONS, load_inversion, save_inversio
 from . import _paths, _types
 
 _START = ("Steps at the beginning without the identity: 0 lets it act from the first step, the number of steps keeps "
-          "the picture as it was. This is the dial for how much of the picture stays.")
+          "the picture as it was (with backward_strength 1). This is the dial for how much of the picture stays.")
 _SIGMAS = "Falling noise levels, as a sampler takes them. Goes to SamplerCustomAdvanced, so that both use the same steps."
 _KIN = ["ddim inversion", "unsampler", "noise inversion", "exact inversion", "direct inversion", "rf inversion", "edit image"]
 

@@ -148,6 +148,7 @@ def _check_memory(model: Any, device: torch.device, shape: list[int]) -> None:
     """LikenessError unless a second copy of the network and the activations of a way back fit."""
     weights = sum(p.numel() * p.element_size() for p in model.diffusion_model.parameters())
     needed = weights + int(model.memory_required(shape) * GRADIENT_FACTOR)
+    management.free_memory(needed, device)  # text encoder and VAE may still lie there
     free = management.get_free_memory(device)
     if needed > free:
         raise LikenessError("Null-text inversion needs a second copy of the model and room for gradients, about "

@@ -34,6 +34,9 @@ class BiMDSampler(comfy.samplers.Sampler):
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
                latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
         inversion, flows = self.inversion, self.flows
+        if denoise_mask is not None and model_wrap.inner_model.concat_keys:
+            raise LikenessError("An inpaint checkpoint reads the latent's noise mask, which was not there while recording; give "
+                                "the mask to BiMD Sampler in place of the latent.")
         x = latent_image.float()
         self._check(model_wrap, sigmas, tuple(x.shape))
         mask, difference = denoise_mask, None
@@ -44,6 +47,7 @@ class BiMDSampler(comfy.samplers.Sampler):
             else:
                 mask = own if mask is None else mask * own
         options, seed = extra_args["model_options"], extra_args.get("seed")
+        other_prompt = not self.accept and inversion.method != "ddim" and free_hash(model_wrap) != inversion.conditioning_hash
         length = len(inversion.levels) - 1
 
         def mixed(level: int, here: Tensor, sigma: Tensor, forward: float) -> Tensor:
@@ -56,7 +60,7 @@ class BiMDSampler(comfy.samplers.Sampler):
                 what = ("a null-text inversion" if null is not None else "the mask mode difference" if difference is not None
                         else f"the forward strength {forward:g}")
                 raise LikenessError(f"A guider without a free branch cannot do {what}; use the CustomEnhancer Guider.")
-            if forward == 0.0 and free_hash(model_wrap) != inversion.conditioning_hash:
+            if forward == 0.0 and other_prompt:
                 raise LikenessError("Steps without the identity need the prompt of the recording, and this guider has another "
                                     "one; use the CustomEnhancer Guider.")
             return model_wrap(here, every, model_options=options, seed=seed)
@@ -110,7 +114,7 @@ def mismatches(inversion: Inversion, guider: Any, sigmas: Tensor | None) -> list
         out.append("its free or negative prompt, or what hangs on them (ControlNet, area, hook), is not the guider's")
     skips = step_cache(guider.model_patcher)
     if skips:
-        out.append(f"{skips} on the guider's model skips evaluations that the recording counts on")
+        out.append(f"{skips} on the guider's model skips or changes whole steps")
     return out
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .guider import mixes
+from .portrait_control import FaceControl
 from .stamps import numbers
 
 TENSORS, VALUES = 24, 64  # how many weights are looked at, and how many numbers of each
 SKIPPED = ("uuid",)  # drawn anew for every sampling
 # What a ControlNet (ours for faces too), a group of hooks, a hook and its keyframes say about themselves.
-PARTS = ("cond_hint_original", "strength", "timestep_percent_range", "previous_controlnet", "inner", "tokens", "hooks",
-         "_strength_model", "strength_model", "hook_keyframe", "keyframes", "start_percent")
+PARTS = ("cond_hint_original", "strength", "timestep_percent_range", "previous_controlnet", "inner", "hooks", "_strength_model",
+         "strength_model", "hook_keyframe", "keyframes", "start_percent")
 
 
 def model_hash(patcher: Any) -> str:
@@ -50,7 +51,10 @@ def conditioning_hash(*prompts: list[dict[str, Any]] | None, settings: dict[str,
     digest = hashlib.sha256()
     for prompt in prompts:
         for entry in prompt or ():
-            _describe(digest, {**entry, "stamps": numbers(entry)})
+            ids = numbers(entry)
+            # an even id is a negative's: it says that a black picture stands there, not whose
+            stamps = [number if number % 2 else "black" for number in ids]
+            _describe(digest, {**entry, "control": _acting(entry.get("control"), ids), "stamps": stamps})
         digest.update(b"|")
     _describe(digest, settings or {})
     return digest.hexdigest()[:16]
@@ -82,6 +86,13 @@ def _describe(digest: Any, value: Any) -> None:
         found = list(network.state_dict().values()) if network is not None else []
         for tensor in _spread(found + _tensors(list(weights.values()) if isinstance(weights, dict) else [])):
             _add(digest, tensor)
+
+
+def _acting(control: Any, ids: list[int]) -> Any:
+    """A prompt's control without those that act only on other ids, as a face's ControlNet does on the prompt without the face."""
+    while isinstance(control, FaceControl) and not set(ids) & control.tokens.keys():
+        control = control.previous_controlnet
+    return control
 
 
 def _spread(items: list[Any]) -> list[Any]:

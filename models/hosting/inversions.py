@@ -5,6 +5,7 @@ import copy
 from typing import Any
 
 import comfy.sample
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -58,10 +59,15 @@ def _replay(inversion: Inversion, guider: Any) -> Tensor:
             held.append(super().sample(*args, **kwargs))
             return held[0]
 
+    faults = mismatches(inversion, guider, None)
+    if faults:
+        raise LikenessError(f"The inversion does not belong to this guider: {'; '.join(faults)}. Connect the guider of the "
+                            "recording, or leave the guider out.")
     sampler = Kept(inversion, Flows(forward=0.0), evaluate_all=True)
-    latent = inversion.as_latent(0)
+    latent, bar = inversion.as_latent(0), comfy.utils.ProgressBar(len(inversion.levels) - 1)
     with torch.no_grad():
-        copy.copy(guider).sample(torch.zeros_like(latent), latent, sampler, inversion.sigmas, disable_pbar=True, seed=0)
+        copy.copy(guider).sample(torch.zeros_like(latent), latent, sampler, inversion.sigmas, disable_pbar=True, seed=0,
+                                 callback=lambda step, *_: bar.update_absolute(step + 1))
     return held[0].cpu()
 
 

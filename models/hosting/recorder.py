@@ -262,14 +262,17 @@ def meets_others(branches: Branches) -> bool:
     transformer = branches.free_options.get("transformer_options", {})
     wrapped = any(key not in OWN_KEYS for kind in transformer.get("wrappers", {}).values()
                   for key, found in kind.items() if found)
-    replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
+    replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in branches.free_options
     return wrapped or replaced or counts_slots(branches.free_options)
 
 
 def step_cache(patcher: Any) -> str:
-    """Name of core's cache on a MODEL that repeats an earlier step's answer instead of asking the network; "" without one."""
+    """Name of what on a MODEL repeats an earlier step's answer, or changes a whole step's, behind a recording's back; "" for
+    nothing."""
     keys = {key for kind in patcher.wrappers.values() for key, found in kind.items() if found}
-    return next((name for key, name in STEP_CACHES if key in keys), "")
+    known = next((name for key, name in STEP_CACHES if key in keys), "")
+    whole = any(patcher.wrappers.get(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, {}).values())
+    return known or ("a node such as CFG Override" if whole else "")
 
 
 def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | None = None, callback: Any = None) -> Inversion:
@@ -282,8 +285,8 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | Non
         raise LikenessError("A latent of several parts (video with sound) cannot be inverted; invert the picture part alone.")
     skips = step_cache(guider.model_patcher)
     if skips:
-        raise LikenessError(f"{skips} on the model skips evaluations, so the recording would not hold what the model does; "
-                            "bypass it for the recording and the replay.")
+        raise LikenessError(f"{skips[0].upper()}{skips[1:]} on the model skips or changes whole steps, so the recording would "
+                            "not hold what the model does; bypass it for the recording and the replay.")
     private = enhancer_of(guider)
     recorder = Recorder(settings, kept, steps)
     run = private if private is not None else copy.copy(guider)

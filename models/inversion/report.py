@@ -78,7 +78,9 @@ def plot(inversion: Inversion) -> Tensor:
     for index, size in enumerate(sizes):
         x0, x1 = (MARGIN + inner_w * edge / len(sizes) for edge in (index + 0.1, index + 0.9))
         pen.rectangle((x0, HEIGHT - MARGIN - size / top * inner_h, max(x0, x1), HEIGHT - MARGIN), fill=BAR)
-    pen.text((MARGIN, 12), "residual of each step, in units of the noise", fill=INK)
+    said = "residual of each step, in units of the noise" if inversion.method == "resinversion" else \
+        f"{inversion.method} keeps no residuals: what it misses is not in this plot"
+    pen.text((MARGIN, 12), said, fill=INK)
     pen.text((MARGIN, HEIGHT - MARGIN + 8), f"step {inversion.start + 1}", fill=INK)
     last = f"step {inversion.steps}"
     pen.text((WIDTH - MARGIN - pen.textlength(last), HEIGHT - MARGIN + 8), last, fill=INK)

@@ -28,6 +28,10 @@ OWN_MODEL = """## SD1.5 or SDXL in place of the miniature
 
 The adapter must have been trained for that base model; its text output says for which one."""
 
+INVERTED = """With a large model set **steps** and **cfg** in the block: 20 to 50 steps, cfg 1 to 4, since a high cfg holds on to
+the old picture. Set the dials anew, they count steps. Bypass *Enlarge the tiny strip* where there is one, and give the grid of
+*Identity fusion* cells of your picture's size."""
+
 
 def note(*parts: str) -> str:
     """Text of a note: the line breaks of this file go, those of headings, lists and paragraphs stay."""
@@ -115,7 +119,7 @@ is no identity in it yet: this is the ground that the next workflows stand on.
 *Enter subgraph*, a button on the block, shows what is in it.
 
 ## Your own picture
-Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL,
+Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL, INVERTED,
         "This workflow needs no adapter and no encoders: the checkpoint alone is enough."),
     "7 Change the subject, keep the scene": note("""# Change the subject, keep the scene
 **A scene from words alone, then another subject inside it.** The model makes a scene picture. The block *Keep the Scene* records
@@ -129,7 +133,7 @@ gives the old picture back unchanged. Three settings stand side by side.
 - **backward_strength** on the blocks: how strongly the scene holds on to itself. 1 keeps most.
 - A **mask** on the block: outside of it the old picture stays exactly.
 - A picture of your own as the scene: connect Load Image (and Image Scale to the size) to **image** of the blocks.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL),
+        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
     "8 Identity fusion": note("""# Identity fusion
 **The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. In the block
 *From One Identity to Another* Identity Fusion with **path** on gives the first picture the first identity alone and the last one
@@ -141,7 +145,7 @@ the second alone; the others lie between. All share one recording of one scene.
 - **manipulation_start** of the block: more keeps more of the scene picture.
 
 The strip of the recording shows the picture coming out of its noise.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL),
+        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
     "9 Identity on a drawing": note("""# Identity on a drawing
 **A drawing in, the same drawing with another subject's look.** Nothing describes the style: it is in the recording of the
 drawing, and the backward flow brings it along.
@@ -153,5 +157,5 @@ drawing, and the backward flow brings it along.
 
 The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
 new colours come in, on the belly and the ears. A large model knows many styles.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL),
+        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
 }

@@ -203,9 +203,11 @@ def test_a_training_begins_with_a_file(trained):
     still = {"warmup": 0, "schedule": "constant", "lr": 1e-9}
     second = train_miniature(folder() / "cn_after", trained, "a test", pictures=24, steps=1, batch=4, start=first, **still)
     before, after = (files.load(path)[0] for path in (first, second))
-    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-4) for name in before)
     other = files.load(trained / customnet.MINIATURE)[0]
-    assert any(not torch.allclose(before[name].float(), other[name].float(), atol=1e-3) for name in before)
+
+    def far(these):
+        return max(float((before[name].float() - these[name].float()).abs().max()) for name in before)
+    assert far(after) < 0.1 * far(other), (far(after), far(other))
 
 
 def test_weights_that_are_missing_are_named(host):
