@@ -27,6 +27,7 @@ from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.bimd import mismatches
 from likeness.models.hosting.fingerprint import free_hash, model_hash
 from likeness.models.hosting.inversions import check_belongs
+from likeness.models.hosting.portrait_control import FaceControl
 from likeness.models.hosting.stamps import stamped
 
 
@@ -103,7 +104,27 @@ def test_what_hangs_on_a_prompt_counts():
     ]
     assert {of(conditioning) for conditioning in alike} == {of(FREE)}
     assert len({of(conditioning) for conditioning in [FREE, *different]}) == len(different) + 1
+    black = {of([stamped(entry, number) for entry in FREE]) for number in (8, 10)}
+    assert len(black) == 1 and of(FREE) not in black, "a black picture in the negative is that of any subject"
     assert of(with_control(FREE)) == of(with_control(FREE)) and of(with_hook(0.5)) == of(with_hook(0.5))
+
+
+def test_a_face_that_acts_on_other_prompts_does_not_count():
+    """InstantID hangs its control on the prompt without the face as well, so that all rows share one call; another face may use
+    the recording."""
+    def free(tokens):
+        control = FaceControl(comfy.controlnet.ControlBase(), {7: tokens})
+        return free_hash(guider(net("eps"), 3.0, free=[[entry[0], {**entry[1], "control": control}] for entry in FREE]))
+    plain = free_hash(guider(net("eps"), 3.0))
+    assert free(torch.zeros(1, 4, 8)) == free(torch.ones(1, 4, 8)) == plain
+
+
+def test_core_nodes_that_change_whole_steps_are_refused():
+    """Core's CFG Override acts round the whole guider, where a recording does not look."""
+    model = net("eps").clone()
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, lambda executor, *a, **k: executor(*a, **k))
+    with pytest.raises(LikenessError, match="CFG Override on the model .* bypass"):
+        recorded(guider(model), 3, picture("eps"))
 
 
 def test_a_guider_that_mixes_in_its_own_way():
