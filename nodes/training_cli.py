@@ -10,6 +10,7 @@ from typing import Any
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
 LESSONS_SEED = 21
+MINIATURE_ENCODERS = ("dino", "mae")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,7 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     custany.add_argument("--world", choices=("demo",), help="train in the miniature world")
     custany.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
     custany.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
-    custany.add_argument("--encoders", type=Path, nargs="+", default=[], help="vision encoder files, e.g. DINOv2 then MAE")
+    custany.add_argument("--encoders", type=Path, nargs="+", default=[],
+                         help="vision encoder files, e.g. DINOv2 then MAE; in the miniature world: dino, mae, clip")
+    custany.add_argument("--weights", type=Path, default=None, help="with --world: folder of the base (default: the pack's own)")
     custany.add_argument("--out", type=Path, default=OUTPUT / "custany",
                          help="folder of checkpoints and of the adapter (default: output/train/custany of the pack)")
     custany.add_argument("--steps", type=int, default=None)
@@ -105,7 +108,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     from ..models.training.custany import CustAnyTask
     from ..models.training.loop import train
 
-    base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
+    names = settings.pop("encoders", None) or MINIATURE_ENCODERS
+    base = MiniatureBase(weights / "base.safetensors", [weights / f"{name}.safetensors" for name in names])
     pairs, steps = settings.pop("pairs", 10240), settings.pop("steps", None) or 2600
     start = settings.pop("start", None)
     config = CustAnyConfig(base.width, tuple((c.family, c.width) for _, c in base.encoders),
@@ -113,9 +117,9 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                            resolutions=tuple(base.sizes), base="miniature").check()
     started = time.time()
     # Features of another base or encoder would be trained on without a sign.
-    frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
+    frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", *names)]
     drawn = (pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
-    kept = out / f"lessons_{cache_key(frozen, drawn)}.pt"
+    kept = out.parent / f"lessons_{cache_key(frozen, drawn)}.pt"  # other seeds learn from the same
     if kept.exists():
         data = lessons.Lessons(*torch.load(kept, weights_only=True))
     else:
@@ -169,8 +173,9 @@ def _custany(args: argparse.Namespace, command: str) -> int:
         if args.world:
             settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
             from ..models.hosting.demo import WEIGHTS
-            train_miniature(args.out, WEIGHTS, command, seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast,
-                            start=args.start, **settings)
+            settings["encoders"] = [path.name for path in args.encoders]
+            train_miniature(args.out, args.weights or WEIGHTS, command, seed=args.seed, decouple=args.decouple,
+                            contrast_mode=args.contrast, start=args.start, **settings)
             return 0
         if args.data is None:
             raise LikenessError("Say what to train on: --world demo, or --data FOLDER --checkpoint FILE --encoders FILE FILE.")

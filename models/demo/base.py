@@ -20,7 +20,7 @@ from .first_stage import FirstStage
 from .pool import Pool, render_pool
 from .schedule import STEPS, noised
 from .text import TextModel
-from .world import EASY, Variation, select
+from .world import EASY, WIDE, Variation, select
 
 
 class Stage(NamedTuple):
@@ -34,6 +34,7 @@ class Stage(NamedTuple):
 STAGES = (
     Stage("easy", 3600, EASY, 14336, 1),
     Stage("pairs", 1300, Variation(pairs=0.25), 12288, 2),
+    Stage("wide", 5600, WIDE._replace(pairs=0.2), 16384, 3),
 )
 BATCH, LEARNING_RATE, EMA = 32, 1e-3, 0.998
 

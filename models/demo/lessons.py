@@ -14,10 +14,10 @@ from torch import Tensor
 from . import world
 from .captions import captions
 from .creatures import draw_pictures, draw_references
-from .world import ACCESSORIES, EASY, KINDS, Rows, Variation
+from .world import ACCESSORIES, KINDS, WIDE, Rows, Variation
 
 OTHER_KIND, GARMENT = 0.2, 0.45  # share of pairs; GARMENT counts among those that wear something
-ADAPTER_VARIATION = EASY  # what the base can draw
+ADAPTER_VARIATION = WIDE  # what the base can draw
 REFERENCE_VARIATION = Variation(turn=0.1, mirror=True)  # what a reference may look like
 _BLOCK = 256
 

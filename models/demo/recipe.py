@@ -23,7 +23,8 @@ from .pool import render_pool
 from .world import Variation
 
 PARTS = ("first_stage", "encoders", "judge", "base")
-TRUTH = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what encoders and judge learn to see through
+SEEN = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what first stage and encoders learn from
+JUDGED = SEEN._replace(sizes=True)
 POOL = 8192  # pictures
 FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 400, 600, 600
 
@@ -74,8 +75,8 @@ class Recipe:
 
     def first_stage(self) -> tuple[FirstStage, float]:
         def make() -> nn.Module:
-            return base.train_first_stage(render_pool(POOL, 77, TRUTH), FIRST_STAGE_STEPS, self.log)
-        stage, seconds = self._kept("first_stage", FirstStage(), make, POOL, 77, TRUTH, FIRST_STAGE_STEPS)
+            return base.train_first_stage(render_pool(POOL, 77, SEEN), FIRST_STAGE_STEPS, self.log)
+        stage, seconds = self._kept("first_stage", FirstStage(), make, POOL, 77, SEEN, FIRST_STAGE_STEPS)
         assert isinstance(stage, FirstStage)
         return stage, seconds
 
@@ -88,9 +89,9 @@ class Recipe:
 
             def make(train=train, steps=steps, config=config) -> nn.Module:
                 nonlocal pool
-                pool = pool or render_pool(POOL, 11, TRUTH)
+                pool = pool or render_pool(POOL, 11, SEEN)
                 return train(pool.reference, lambda pixels: normalise(pixels, config), steps, self.log)
-            model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, TRUTH, steps, config)
+            model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, SEEN, steps, config)
             assert isinstance(model, pretrain.ViT)
             self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
                         **{"likeness.family": family})
@@ -98,10 +99,10 @@ class Recipe:
     def judge(self) -> judge.Judge:
         """judge.safetensors, with its own accuracy on held-out renders in the metadata."""
         def make() -> nn.Module:
-            return judge.train_judge(render_pool(POOL, 11, TRUTH), JUDGE_STEPS, self.log)
-        model, seconds = self._kept("judge", judge.Judge(), make, POOL, 11, TRUTH, JUDGE_STEPS)
+            return judge.train_judge(render_pool(POOL, 11, JUDGED), JUDGE_STEPS, self.log)
+        model, seconds = self._kept("judge", judge.Judge(), make, POOL, 11, JUDGED, JUDGE_STEPS)
         assert isinstance(model, judge.Judge)
-        pool = render_pool(1024, 99, TRUTH, training=False)
+        pool = render_pool(1024, 99, JUDGED, training=False)
         right = judge.accuracy(model, pool.picture.float() / 255, judge.truth(pool, torch.arange(1024)))
         self.log(f"judge on held-out renders: {right}")
         self._write("judge", half(model.state_dict()), seconds, accuracy=json.dumps(right))

@@ -40,8 +40,7 @@ class Variation(NamedTuple):
 
 
 EASY = Variation()
-WIDE = Variation(scene=0.5, offset=0.0, turn=0.0, mirror=True, sizes=True, pairs=0.25)
-WIDEST = Variation(scene=1.0, offset=2.0, turn=0.15, mirror=True, sizes=True, pairs=0.25)
+WIDE = Variation(scene=0.5, offset=1.0, turn=0.1, mirror=True, sizes=True)  # the world that ships
 
 
 def _draw(n: int, below: int, generator: torch.Generator) -> Tensor:
