@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,14 +20,13 @@ from ..vision.preprocess import normalise
 from . import base, judge, pretrain
 from .base import BaseRun
 from .first_stage import FirstStage
-from .pool import render_pool
+from .pool import Pool, render_pool
 from .world import Variation
 
-PARTS = ("first_stage", "encoders", "judge", "base")
 SEEN = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what first stage and encoders learn from
 JUDGED = SEEN._replace(sizes=True)
 POOL = 8192  # pictures
-FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 400, 600, 600
+FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, CLIP_STEPS, JUDGE_STEPS = 1000, 400, 600, 800, 600
 
 Log = Callable[[str], None]
 
@@ -82,19 +82,27 @@ class Recipe:
 
     def encoders(self) -> None:
         """dino.safetensors and mae.safetensors."""
-        pool = None
-        for family, train, steps, name in (("dinov2", pretrain.train_dino, DINO_STEPS, "dino"),
-                                           ("mae", pretrain.train_mae, MAE_STEPS, "mae")):
-            config = pretrain.vit_config(family)
+        self._encoder("dino", "dinov2", DINO_STEPS, pretrain.train_dino)
+        self._encoder("mae", "mae", MAE_STEPS, pretrain.train_mae)
 
-            def make(train=train, steps=steps, config=config) -> nn.Module:
-                nonlocal pool
-                pool = pool or render_pool(POOL, 11, SEEN)
-                return train(pool.reference, lambda pixels: normalise(pixels, config), steps, self.log)
-            model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, SEEN, steps, config)
-            assert isinstance(model, pretrain.ViT)
-            self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
-                        **{"likeness.family": family})
+    def clip(self) -> None:
+        """clip.safetensors: an encoder that learned from captions, only to compare with; it does not ship."""
+        self._encoder("clip", "clip", CLIP_STEPS, pretrain.train_clip)
+
+    @cached_property
+    def _seen(self) -> Pool:
+        """What all encoders learn from."""
+        return render_pool(POOL, 11, SEEN)
+
+    def _encoder(self, name: str, family: str, steps: int, train: Callable[..., pretrain.ViT]) -> None:
+        config = pretrain.vit_config(family)
+
+        def make() -> nn.Module:
+            return train(self._seen, lambda pixels: normalise(pixels, config), steps, self.log)
+        model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, SEEN, steps, config)
+        assert isinstance(model, pretrain.ViT)
+        self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
+                    **{"likeness.family": family})
 
     def judge(self) -> judge.Judge:
         """judge.safetensors, with its own accuracy on held-out renders in the metadata."""
