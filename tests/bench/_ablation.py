@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class Trials(NamedTuple):
     truth: Tensor                # (n, 3, 64, 64): renders of what is asked for, facing as the reference
 
 
+@cache
 def trials(seed: int, each: int) -> Trials:
     """16 held-out identities of a training seed, `each` pictures of them, references facing both ways in turn."""
     from bench._looks import hard_candidates
@@ -106,14 +108,11 @@ class Studio:
         self.model, self.clip, self.vae = load_base(None, weights / "base.safetensors")
         self.judge, self.judge_says = load_judge(weights)
         self.common = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "judge")]
-        self._trials: dict[int, Trials] = {}
         self.kept = folder / "ablation_rows.json"
         self.rows: dict[str, dict[str, Any]] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
 
     def trials(self, seed: int) -> Trials:
-        if seed not in self._trials:
-            self._trials[seed] = trials(seed, self.each)
-        return self._trials[seed]
+        return trials(seed, self.each)
 
     def adapter_file(self, variant: str, seed: int) -> Path:
         from likeness.models.demo.ablation import folder_of
