@@ -42,9 +42,11 @@ def cache_key(*parts: object) -> str:
 
 
 def keep(path: Path, value: object) -> None:
-    """Saves a cache for this work folder whole or not at all: half a file would be taken for a whole one."""
+    """Saves a cache for this work folder whole or not at all: half a file would be taken for a whole one.
+
+    Several runs may share a folder, each writes a part of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     torch.save(value, part)
     os.replace(part, path)
 

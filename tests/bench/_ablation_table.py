@@ -100,7 +100,7 @@ def labelled(strips: list[tuple[str, Tensor]], path: Path) -> None:
         sheet = Image.new("RGB", (picture.width + 230, picture.height), "white")
         sheet.paste(picture, (230, 0))
         for number, (name, _) in enumerate(strips):
-            ImageDraw.Draw(sheet).text((6, number * 132 + 60), name, fill="black")
+            ImageDraw.Draw(sheet).text((6, number * 132 + 58), name, fill="black", font_size=14)
         sheet.save(path)
 
 

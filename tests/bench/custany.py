@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.paths import ROOT
+
 IDENTITIES, PROMPTS, NOISES, STEPS, CFG = 16, 4, 4, 20, 3.0
 ROWS = {"none": None, "both": (1.0, 1.0), "shuffled": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}
 
@@ -190,7 +192,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--only", choices=("quality", "sd15", "sdxl", "ablation"), nargs="*",
                         default=["quality", "sd15", "sdxl"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--adapters", type=Path, default=Path("output/train/demo/ablation"),
+    parser.add_argument("--adapters", type=Path, default=ROOT / "output" / "train" / "demo" / "ablation",
                         help="ablation: folder of `train demo ablation`")
     parser.add_argument("--weights", type=Path, default=None, help="ablation: base, encoders, judge (default: the pack's own)")
     parser.add_argument("--rows", nargs="+", default=[], help="ablation: only these rows")

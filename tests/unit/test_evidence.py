@@ -49,10 +49,10 @@ def test_no_caption_tells_where_a_creature_faces():
 
 # -- the encoder that learned from captions ------------------------------------------------------------
 def clip() -> pretrain.ViT:
-    model = pretrain._initialised("clip", 5).eval()
+    model, g = pretrain._initialised("clip", 5).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():  # norms and biases that begin at one and zero must be told apart too
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            parameter += 0.05 * torch.randn(parameter.shape, generator=g)
     return model
 
 
