@@ -14,7 +14,7 @@ from harness import mini
 from host.support import comfy, miniature
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
-from likeness.models.demo import ablation, lessons, world
+from likeness.models.demo import ablation, lessons, pretrain, recipe, world
 from likeness.models.demo.judge import Judge
 from likeness.models.hosting import training_base
 from likeness.models.hosting.inject import Strengths, inject
@@ -31,13 +31,13 @@ def weights(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for target, name in (("base", mini.BASE), ("dino", mini.DINO), ("mae", mini.MAE)):
         (folder / f"{target}.safetensors").write_bytes((miniature() / name).read_bytes())
-    config = mini.pack("models.demo.pretrain").vit_config("clip")
+    config = pretrain.vit_config("clip")
     model = mini.pack("models.vision.vit").ViT(config)
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=g))
-    files.save(folder / "clip.safetensors", mini.pack("models.demo.pretrain").transformers_names(model),
+    files.save(folder / "clip.safetensors", pretrain.transformers_names(model),
                {"likeness.family": "clip", "num_heads": "3"})
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -67,6 +67,9 @@ def test_nothing_of_the_miniature_stays_behind_on_the_cpu(weights, monkeypatch):
                         lambda device, both=False: (1 << 34, 1 << 34) if both else 1 << 34)
     base = training_base.MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "clip.safetensors"],
                                        "meta")
+    came: list[torch.Tensor] = []  # a table on `meta` takes rows of the CPU without a word, a card does not
+    for module in (base.text, base.unet, *(model for model, _ in base.encoders)):
+        module.register_forward_pre_hook(lambda _, inputs: came.extend(inputs))
     rows, first, count = base.encode_text(["a cat on the beach", "a dog"], ["cat", "dog"])
     pictures = torch.rand(2, 3, 64, 64)
     latents, features = base.encode_image(pictures), base.features(pictures)
@@ -75,7 +78,7 @@ def test_nothing_of_the_miniature_stays_behind_on_the_cpu(weights, monkeypatch):
     seen = []
     out = base.denoise(x, t, rows, lambda key, h: seen.append(key) or h)
     moved = [rows, latents, x, target, weight, out, base.embed_image(pictures), *(tensor for pair in features for tensor in pair)]
-    assert {tensor.device.type for tensor in moved} == {"meta"} and len(seen) == 7
+    assert {tensor.device.type for tensor in (*moved, *came)} == {"meta"} and len(seen) == 7 and len(came) == 7
     assert first.tolist() == [2, 2] and count.tolist() == [1, 1] and t.device.type == "cpu"
 
 
@@ -125,6 +128,23 @@ def test_a_run_goes_on_and_never_on_other_lessons(weights, tmp_path):
     with pytest.raises(LikenessError, match="other settings"):
         run(steps=4, seed=1)
     assert run(steps=4)["steps"] == "4"
+
+
+def test_the_third_encoder_is_made_beside_the_adapters(weights, tmp_path, monkeypatch):
+    """And once: it is for the comparison, the folder of weights is what ships."""
+    for name, value in (("POOL", 8), ("CLIP_STEPS", 2)):
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(pretrain, "BATCH", 4)
+    own, adapters = tmp_path / "weights", tmp_path / "adapters"
+    own.mkdir()
+    for name in ("base", "dino", "mae", "judge"):
+        (own / f"{name}.safetensors").write_bytes((weights / f"{name}.safetensors").read_bytes())
+    train_all(adapters, own, variants=["clip"], seeds=[0, 1])
+    assert sorted(path.stem for path in own.iterdir()) == ["base", "dino", "judge", "mae"]
+    assert files.read_header(adapters / "clip.safetensors").metadata["command"] == "python dev.py train demo clip"
+    assert len(list((adapters / "work").glob("clip_*.pt"))) == 1 and len(list(adapters.glob("lessons_*.pt"))) == 1
+    studio = _ablation.Studio(own, adapters, tmp_path, 2)
+    assert [item.config.family for item in studio.loaded("clip", 1)[1].items] == ["clip"]
 
 
 def test_the_command_line(weights, tmp_path, monkeypatch):
