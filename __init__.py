@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 WEB_DIRECTORY = "./js"
-FAMILIES = ("load", "subject", "inject", "invert", "exact")  # modules of nodes/, in the order of work
+# modules of nodes/, in the order of work
+FAMILIES = ("load", "load_views", "subject", "inject", "guidance", "view", "invert", "face_files", "face", "portrait", "exact")
 
 log = logging.getLogger("likeness")
 

@@ -11,21 +11,32 @@ import folder_paths
 from ..models.common.errors import LikenessError
 
 FOLDER, ENCODER_FOLDERS = "likeness", ("likeness", "clip_vision")
-SUBJECTS, INVERSIONS = "subjects", "inversions"  # what our own nodes save
+PHOTOMAKER, INSTANTID = "photomaker", "instantid"  # the host knows the first
+SUBJECTS, INVERSIONS, FACES = "subjects", "inversions", "faces"  # what our own nodes save
+INSIGHTFACE = "insightface"
+MINIATURE = "miniature (ships with the pack)"  # the face pack for the heads of creatures
+_MINIATURE_FACES = Path(__file__).parent.parent / "models" / "demo" / "weights" / "faces"
 NO_FILE = "(no file in models/likeness)"
+NO_PACK, NO_SWAPPER = "(no pack in models/insightface/models)", "(no file in models/insightface)"
 _ENDINGS = (".safetensors", ".sft")
 
 
 def register() -> None:
-    """Make models/likeness known to the host beside the folders that the artist's own settings named."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(endings) | folder_paths.supported_pt_extensions)
+    """Make our model folders known to the host beside those that the artist's own settings named."""
+    for folder in (FOLDER, INSTANTID):
+        folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
+        paths, endings = folder_paths.folder_names_and_paths[folder]
+        folder_paths.folder_names_and_paths[folder] = (paths, set(endings) | folder_paths.supported_pt_extensions)
+    known = INSIGHTFACE in folder_paths.folder_names_and_paths
+    folder_paths.add_model_folder_path(INSIGHTFACE, os.path.join(folder_paths.models_dir, INSIGHTFACE))
+    paths, endings = folder_paths.folder_names_and_paths[INSIGHTFACE]
+    if endings or not known:  # an empty set, as another pack may have left it, lists every file
+        folder_paths.folder_names_and_paths[INSIGHTFACE] = (paths, set(endings) | {".onnx"})
 
 
 def _names(folder: str) -> list[str]:
     names = folder_paths.get_filename_list(folder)
-    return [name for name in names if folder != FOLDER or Path(name).parts[0] not in (SUBJECTS, INVERSIONS)]
+    return [name for name in names if folder != FOLDER or Path(name).parts[0] not in (SUBJECTS, INVERSIONS, FACES)]
 
 
 def adapter_files() -> list[str]:
@@ -36,6 +47,21 @@ def adapter_files() -> list[str]:
 def encoder_files() -> list[str]:
     """Choices of a loader for encoders, from both folders."""
     return sorted({name for folder in ENCODER_FOLDERS for name in _names(folder)}) or [NO_FILE]
+
+
+def no_file(folder: str) -> str:
+    """The only choice of a loader while its folder is empty."""
+    return NO_FILE if folder == FOLDER else f"(no file in models/{folder})"
+
+
+def model_files(folder: str) -> list[str]:
+    """Choices of a loader for the files of one folder."""
+    return _names(folder) or [no_file(folder)]
+
+
+def whole_models(folders: Iterable[str]) -> list[str]:
+    """Choices of a loader for whole models, from all these folders."""
+    return sorted({name for folder in folders for name in _names(folder)})
 
 
 def find(name: str | None, folders: Iterable[str]) -> Path | None:
@@ -50,10 +76,50 @@ def find(name: str | None, folders: Iterable[str]) -> Path | None:
 def missing(name: str, folders: Iterable[str]) -> str:
     """The sentence for a model file that is not there; it names every folder that was searched."""
     places = " or ".join(place for folder in folders for place in folder_paths.get_folder_paths(folder))
+    if name in map(no_file, folders) and name != NO_FILE:
+        return f"There is no model file for this node yet; put one into {places} and press R."
     if name == NO_FILE:
         return (f"There is no model file for this node yet; put one into {places} and press R, or use Load "
                 "Miniature World, which needs no file.")
     return f"The file {name} is not in {places}; put it there and press R, or choose another file."
+
+
+def face_files() -> dict[str, Path]:
+    """Every .onnx file below the folders of insightface, by its name there, and the miniature's last."""
+    names = (name for name in _names(INSIGHTFACE) if name.lower().endswith(".onnx"))
+    found = {name: Path(path) for name in names if (path := folder_paths.get_full_path(INSIGHTFACE, name)) is not None}
+    return found | {f"{MINIATURE}/{path.name}": path for path in sorted(_MINIATURE_FACES.glob("*.onnx"))}
+
+
+def face_packs() -> dict[str, list[Path]]:
+    """Name of each face pack -> its files: folders below insightface or insightface/models, NAME inside NAME as one."""
+    packs: dict[str, list[Path]] = {}
+    for name, path in face_files().items():
+        parts = [part for part in Path(name).parent.parts if part != "models"]
+        if len(parts) > 1 and parts[-1] == parts[-2]:
+            parts.pop()
+        if parts:
+            packs.setdefault("/".join(parts), []).append(path)
+    return packs
+
+
+def loose_face_files() -> dict[str, Path]:
+    """.onnx files that lie in no pack, such as swappers."""
+    packed = {path for paths in face_packs().values() for path in paths}
+    return {name: path for name, path in face_files().items() if path not in packed}
+
+
+def face_folders() -> list[str]:
+    """Folders that are searched for face files."""
+    return list(folder_paths.get_folder_paths(INSIGHTFACE))
+
+
+def missing_pack(name: str) -> str:
+    """The sentence for a face pack that is not there."""
+    places = " or ".join(os.path.join(place, "models") for place in face_folders())
+    what = "There is no face pack yet" if name == NO_PACK else f"The face pack {name} is not there"
+    return (f"{what}; put a folder such as buffalo_l or antelopev2 with its .onnx files into {places} and press R; Check Files "
+            "says what belongs in it.")
 
 
 def encoder_candidates() -> list[Path]:
@@ -85,9 +151,11 @@ def _folder(kind: str) -> Path:
 
 
 def saved_files(kind: str) -> dict[str, Path]:
-    """Choices of a loader of `kind` (SUBJECTS or INVERSIONS): saved ones, those in the input folder, those beside the models."""
+    """Choices of a loader of `kind`: saved ones, those in the input folder, those beside the models."""
     places = [(_folder(kind), "output", True), (Path(folder_paths.get_input_directory()), "input", False)]
     places += [(Path(folder) / kind, "models", True) for folder in folder_paths.get_folder_paths(FOLDER)]
+    if kind == FACES:
+        places.append((Path(folder_paths.models_dir) / "reactor" / "faces", "reactor", True))
     out: dict[str, Path] = {}
     for folder, where, deep in places:
         found = (folder.rglob("*") if deep else folder.glob("*")) if folder.is_dir() else ()
@@ -108,7 +176,8 @@ def missing_saved(kind: str, name: str) -> str:
     places = ", ".join(map(str, (_folder(kind), folder_paths.get_input_directory(), *folders)))
     one = kind[:-1]
     what = f"There is no saved {one} yet" if name == nothing_saved(kind) else f"The saved {one} {name} is not there"
-    return f"{what}; use Save {one.capitalize()}, or put one into {places}, and press R."
+    node = f"Save {kind.capitalize() if kind == FACES else one.capitalize()}"
+    return f"{what}; use {node}, or put one into {places}, and press R."
 
 
 def new_path(kind: str, prefix: str) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models.common.layer_weights import LEVELS, layer_weights, weights_report
+from ..models.common.records import Guidance, Subject, Word
 from ..models.common.records import LayerWeights as Weights
-from ..models.common.records import Subject, Word
 from ..models.common.reference import ON_MISSING
 from ..models.hosting.adapters import Adapter
 from ..models.hosting.inject import STORAGE, Strengths, inject
-from ..models.hosting.prompt import RULES, encode_prompt, tokens_report
+from ..models.hosting.prompt import POOLED, RULES, encode_prompt, tokens_report
 from . import _types
 
 CUSTOM = "custom"
@@ -68,6 +68,17 @@ class EncodePrompt(io.ComfyNode):
                             "the text, so that cat is also found in category, minds upper and lower case, and "
                             "reads the first 75 tokens only; choose it to repeat its pictures.",
                 ),
+                io.Combo.Input(
+                    "pooled", options=list(POOLED), default=POOLED[0], optional=True, advanced=True,
+                    tooltip="SDXL's vector of the whole text. The release of RealCustom takes it before CLIP's last "
+                            "projection; choose that, for the negative prompt too, to repeat its pictures.",
+                ),
+                io.Latent.Input(
+                    "release_size", optional=True, advanced=True,
+                    tooltip="Only to repeat pictures of the RealCustom release that are not square: the latent that "
+                            "will be sampled. Its size is written into the prompt with the width first, as the "
+                            "release does; core and SDXL have the height first.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -88,8 +99,14 @@ class EncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: io.Clip.Type, text: str, word: str, occurrence: int, on_missing: str,
-                conditioning: io.Conditioning.Type | None = None, rule: str = RULES[0]) -> io.NodeOutput:
-        encoded, place, found = encode_prompt(clip, text, word, occurrence, conditioning, on_missing, rule)
+                conditioning: io.Conditioning.Type | None = None, rule: str = RULES[0], pooled: str = POOLED[0],
+                release_size: io.Latent.Type | None = None) -> io.NodeOutput:
+        size = None
+        if release_size is not None:
+            height, width = release_size["samples"].shape[-2:]
+            size = (8 * width, 8 * height)
+        encoded, place, found = encode_prompt(clip, text, word, occurrence, conditioning, on_missing, rule, pooled,
+                                              size)
         return io.NodeOutput(encoded, place, tokens_report(place), found)
 
 
@@ -148,8 +165,8 @@ class DualLevelInjector(io.ComfyNode):
                 ),
                 _types.Guidance.Input(
                     "guidance", optional=True,
-                    tooltip="A mask that follows the word while the picture is made. It limits the local "
-                            "level. The node that makes it comes in a later version.",
+                    tooltip="From Guidance Mask Generator: a mask that follows the word while the picture is made. It "
+                            "limits the local level.",
                 ),
                 _types.LayerWeights.Input(
                     "layer_weights", optional=True,
@@ -203,7 +220,7 @@ class DualLevelInjector(io.ComfyNode):
     def execute(cls, model: io.Model.Type, positive: io.Conditioning.Type, negative: io.Conditioning.Type,
                 subject: Subject, word: Word, preset: str, global_strength: float, local_strength: float,
                 start_percent: float, end_percent: float, mask: io.Mask.Type | None = None,
-                guidance: object = None, layer_weights: Weights = (), curve: object = None,
+                guidance: Guidance | None = None, layer_weights: Weights = (), curve: object = None,
                 storage: str = STORAGE[0]) -> io.NodeOutput:
         _types.check_curve(curve)
         levels = STRENGTHS.get(preset, (global_strength, local_strength))

@@ -148,8 +148,8 @@ class BiMDSampler(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "accept_mismatch", default=False, advanced=True,
-                    tooltip="Go on although model, cfg or steps are not those of the recording. The picture will not come back "
-                            "exactly.",
+                    tooltip="Go on although model, cfg, prompts or steps are not those of the recording. The picture will not "
+                            "come back exactly.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the picture may change, white is yes; any size."),
                 _types.Curve.Input(
@@ -307,12 +307,12 @@ class LoadInversion(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "accept_mismatch", default=False, advanced=True,
-                    tooltip="Take it although it was recorded with another model or cfg than the connected guider's.",
+                    tooltip="Take it although it was recorded with another model, cfg or prompt than the connected guider's.",
                 ),
                 io.Guider.Input(
                     "guider", optional=True,
-                    tooltip="Connect it to check now, not only while sampling, that the recording was made with this model and "
-                            "cfg.",
+                    tooltip="Connect it to check now, not only while sampling, that the recording was made with this model, cfg "
+                            "and these prompts.",
                 ),
             ],
             outputs=[

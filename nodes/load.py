@@ -176,7 +176,7 @@ class LoadDemo(io.ComfyNode):
                             "reference"],
             inputs=[
                 io.Combo.Input(
-                    "method", options=list(demo.METHODS),
+                    "method", options=demo.available(),
                     tooltip="Which method's adapter to load with the miniature.",
                 ),
             ],

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from ..models.common.errors import LikenessError
 from ..models.common.records import Subject
 from ..models.common.reference import ON_MISSING, PRESETS, prepare
+from ..models.customnet import reference as customnet
 from ..models.hosting.adapters import PAIRINGS, Adapter
 from ..models.hosting.encoders import Encoders
 from ..models.hosting.memory import to_intermediate
@@ -32,7 +33,9 @@ class PrepareReference(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="Picture of the subject, of any size; a batch is fine."),
                 io.Mask.Input("mask", optional=True, tooltip=_MASK),
-                io.Combo.Input("preset", options=list(PRESETS), tooltip="What the result looks like."),
+                io.Combo.Input("preset", options=[*PRESETS, customnet.PRESET],
+                               tooltip="What the result looks like. CustomNet: what View Conditioner wants, a hard cut-out of "
+                                       "at most 200 pixels on 256 white ones; margin and size do not count then."),
                 io.Float.Input("margin", default=0.1, min=0.0, max=1.0, step=0.01, tooltip=_MARGIN),
                 io.Int.Input(
                     "size", default=512, min=0, max=4096, step=8,
@@ -58,7 +61,8 @@ class PrepareReference(io.ComfyNode):
     @classmethod
     def execute(cls, image: io.Image.Type, preset: str, margin: float, size: int, on_missing: str,
                 mask: io.Mask.Type | None = None) -> io.NodeOutput:
-        result = prepare(image, mask, preset, margin, size, on_missing)
+        result = (customnet.prepare(image, mask, on_missing) if preset == customnet.PRESET
+                  else prepare(image, mask, preset, margin, size, on_missing))
         return io.NodeOutput(to_intermediate(result.image), to_intermediate(result.mask), any(result.found))
 
 

@@ -7,54 +7,64 @@ from pathlib import Path
 
 from ..models.common.errors import LikenessError
 from ..models.demo.ablation import VARIANTS
+from . import training_views
 from .training_miniature import Progress, begin_with, say, train_ablation, train_miniature
 
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
 DEVICES = ("auto", "cpu", "cuda")
+SHIPPED = ("encoders", "judge", "base", "adapter", "realcustom", "faces")
+PARTS = ("all", "first_stage", *SHIPPED, "clip", "ablation")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dev.py train", description="Make the miniature's files again, or train an adapter.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
-    demo.add_argument("part", nargs="?", default="all",
-                      choices=("all", "first_stage", "encoders", "judge", "base", "adapter", "clip", "ablation"),
+    demo.add_argument("part", nargs="?", default="all", choices=PARTS,
                       help="all: what ships. clip: a third encoder, to compare with. ablation: all adapters of the tables")
     demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
                       help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
+    demo.add_argument("--world", choices=("easy", "wide"), default="easy",
+                      help="what the base learns to draw. easy: what ships. wide: goes on with varied scenes, sizes, turns and "
+                           "creatures that face both ways (more than twice the steps; give --weights, too)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    demo.add_argument("--device", choices=DEVICES, default="auto", help="where adapters train (default: as ComfyUI chooses)")
+    demo.add_argument("--device", choices=DEVICES, default="auto",
+                      help="where CustAny's adapters train (default: as ComfyUI chooses)")
     demo.add_argument("--adapters", type=Path, default=None,
                       help="ablation: folder of its runs, one a variant and seed (default: ablation in --work)")
     demo.add_argument("--only", nargs="+", default=[], choices=tuple(VARIANTS), help="ablation: variants (default: all)")
     demo.add_argument("--seeds", type=int, nargs="+", default=[], help="ablation: training seeds (default: 0 1 2)")
-    demo.add_argument("--steps", type=int, default=None, help="steps of an adapter (default: 2600)")
-    custany = kinds.add_parser("custany", help="train a CustAny adapter on the miniature or on your own pictures")
-    custany.add_argument("--world", choices=("demo",), help="train in the miniature world")
-    custany.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
-    custany.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
-    custany.add_argument("--encoders", type=Path, nargs="+", default=[],
-                         help="vision encoder files, e.g. DINOv2 then MAE; in the miniature world: dino, mae, clip")
-    custany.add_argument("--weights", type=Path, default=None, help="with --world: folder of the base (default: the pack's own)")
-    custany.add_argument("--out", type=Path, default=OUTPUT / "custany",
-                         help="folder of checkpoints and of the adapter (default: output/train/custany of the pack)")
-    custany.add_argument("--steps", type=int, default=None)
-    custany.add_argument("--batch", type=int, default=None)
-    custany.add_argument("--lr", type=float, default=None)
-    custany.add_argument("--seed", type=int, default=0)
-    custany.add_argument("--size", type=int, default=512, help="side of the square training pictures in pixels")
-    custany.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
-    custany.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
-    custany.add_argument("--from", dest="start", type=Path, help="begin with the weights of this adapter file")
-    custany.add_argument("--correlate", type=float, default=0.0,
-                         help="with --world: share of pairs whose reference stands as the target does (default: none)")
-    custany.add_argument("--device", choices=DEVICES, default="auto", help="with --world: where to train")
-    custany.add_argument("--license", default="", help="licence of the data, written into the file")
-    custany.add_argument("--skip-bad", action="store_true", help="leave bad rows out instead of stopping")
-    custany.add_argument("--check", action="store_true", help="only check the folder, train nothing")
-    custany.add_argument("--threads", type=int, default=0)
+    demo.add_argument("--steps", type=int, default=None, help="steps of an adapter (default: the recipe's)")
+    for kind, title in (("custany", "CustAny"), ("realcustom", "RealCustom++")):
+        one = kinds.add_parser(kind, help=f"train a {title} adapter on the miniature or on your own pictures")
+        one.add_argument("--world", choices=("demo",), help="train in the miniature world, as its base draws it")
+        one.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
+        one.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
+        one.add_argument("--encoders", type=Path, nargs="+", default=[],
+                         help="vision encoder files, " + ("e.g. DINOv2 then MAE; in the miniature world: dino, mae, clip"
+                                                          if kind == "custany" else "SigLIP then DINOv2"))
+        one.add_argument("--weights", type=Path, default=None, help="with --world: folder of the base (default: the pack's own)")
+        one.add_argument("--out", type=Path, default=OUTPUT / kind,
+                         help=f"folder of checkpoints and of the adapter (default: output/train/{kind} of the pack)")
+        one.add_argument("--steps", type=int, default=None)
+        one.add_argument("--batch", type=int, default=None)
+        one.add_argument("--lr", type=float, default=None)
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--size", type=int, default=512, help="side of the square training pictures in pixels")
+        one.add_argument("--from", dest="start", type=Path, help="begin with the weights of this adapter file")
+        one.add_argument("--license", default="", help="licence of the data, written into the file")
+        one.add_argument("--skip-bad", action="store_true", help="leave bad rows out instead of stopping")
+        one.add_argument("--check", action="store_true", help="only check the folder, train nothing")
+        one.add_argument("--threads", type=int, default=0)
+        if kind == "custany":
+            one.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
+            one.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
+            one.add_argument("--correlate", type=float, default=0.0,
+                             help="with --world: share of pairs whose reference stands as the target does (default: none)")
+            one.add_argument("--device", choices=DEVICES, default="auto", help="with --world: where to train")
+    training_views.add_arguments(kinds, OUTPUT)
     return parser
 
 
@@ -70,8 +80,9 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     command = "python dev.py train " + " ".join(argv)
+    run = {"demo": _demo, "customnet": training_views.run}.get(args.kind, _adapter)
     try:
-        return (_demo if args.kind == "demo" else _custany)(args, command)
+        return run(args, command)
     except LikenessError as error:
         log.error("%s", error)
         return 2
@@ -81,13 +92,14 @@ def _demo(args: argparse.Namespace, command: str) -> int:
     import torch
 
     from ..models.demo.recipe import Recipe
+    from ..models.hosting import demo_faces
     from ..models.hosting.demo import WEIGHTS
     from ..models.hosting.demo_unet import build_trainable_unet
 
     weights = args.weights or WEIGHTS
     recipe = Recipe(args.work, weights, command, say)
-    wanted = ("encoders", "judge", "base", "adapter") if args.part == "all" else (args.part,)
-    for part in wanted:
+    settings = {"steps": args.steps} if args.steps else {}
+    for part in SHIPPED if args.part == "all" else (args.part,):
         if part == "first_stage":
             recipe.first_stage()
         elif part == "encoders":
@@ -96,28 +108,28 @@ def _demo(args: argparse.Namespace, command: str) -> int:
             recipe.judge()
         elif part == "base":
             torch.manual_seed(0)
-            recipe.base(build_trainable_unet())
+            recipe.base(build_trainable_unet(), args.world)
+        elif part == "realcustom":
+            from .training_realcustom import train_miniature_realcustom
+            train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors", **settings)
+        elif part == "faces":
+            demo_faces.train(weights / "faces", command, say)
         elif part == "clip":
             recipe.clip()
         elif part == "ablation":
             train_ablation(args.adapters or args.work / "ablation", weights, args.work, args.only, args.seeds, args.steps,
                            args.device)
         else:
-            settings = {"steps": args.steps} if args.steps else {}
             train_miniature(args.work / "custany", weights, command, weights / "custany.safetensors", device=args.device,
                             **settings)
     return 0
 
 
-def _custany(args: argparse.Namespace, command: str) -> int:
-    from ..models.hosting.demo import WEIGHTS
+def _adapter(args: argparse.Namespace, command: str) -> int:
     from ..models.training.data import validate
 
     if args.world:
-        settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
-        train_miniature(args.out, args.weights or WEIGHTS, command, encoders=args.encoders, correlate=args.correlate,
-                        seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast, start=args.start,
-                        device=args.device, **settings)
+        _train_in_miniature(args, command)
         return 0
     if args.data is None:
         raise LikenessError("Say what to train on: --world demo, or --data FOLDER --checkpoint FILE --encoders FILE FILE.")
@@ -129,8 +141,26 @@ def _custany(args: argparse.Namespace, command: str) -> int:
         return 1 if faults else 0
     if args.checkpoint is None or not args.encoders:
         raise LikenessError("Training on a folder needs --checkpoint FILE (SD1.5 or SDXL) and --encoders FILE [FILE].")
-    _train_folder(args, command)
+    if args.kind == "realcustom":
+        from .training_realcustom import train_folder_realcustom
+        train_folder_realcustom(args, command)
+    else:
+        _train_folder(args, command)
     return 0
+
+
+def _train_in_miniature(args: argparse.Namespace, command: str) -> None:
+    from ..models.hosting.demo import WEIGHTS
+
+    settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
+    settings |= {"seed": args.seed, "start": args.start}
+    weights = args.weights or WEIGHTS
+    if args.kind == "realcustom":
+        from .training_realcustom import train_miniature_realcustom
+        train_miniature_realcustom(args.out, weights, command, **settings)
+    else:
+        train_miniature(args.out, weights, command, encoders=args.encoders, correlate=args.correlate, decouple=args.decouple,
+                        contrast_mode=args.contrast, device=args.device, **settings)
 
 
 def _train_folder(args: argparse.Namespace, command: str) -> None:

@@ -7,7 +7,10 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..models.demo.world import Variation
 
 log = logging.getLogger("likeness")
 LESSONS_SEED = 21
@@ -39,6 +42,14 @@ def begin_with(task: Any, start: Path | None) -> None:
         task.adapter.load_state_dict({key: value.float() for key, value in state.items()})
 
 
+def miniature_world(weights: Path) -> Variation:
+    """What the base in this folder can draw, and so what adapters on it are taught with."""
+    from ..models.common import files
+    from ..models.demo.world import WORLDS, world_of
+
+    return WORLDS[world_of(files.read_header(weights / "base.safetensors").metadata)]
+
+
 def train_miniature(out: Path, weights: Path, command: str, target: Path | None = None, *, encoders: Iterable[str | Path] = (),
                     pairs: int = PAIRS, correlate: float = 0.0, start: Path | None = None, device: str = "cpu",
                     cache: Path | None = None, **settings: Any) -> Path:
@@ -64,7 +75,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     paths = [encoder_file(weights, name) for name in encoders or ENCODERS]
     # Features of another base or encoder would be trained on without a sign.
     frozen = [files.sha256(path) for path in (weights / "base.safetensors", *paths)]
-    drawn = (pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
+    variation = miniature_world(weights)
+    drawn = (pairs, LESSONS_SEED, variation, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
     drawn += (correlate,) if correlate else ()
     _same_run(out, {"weights": frozen, "lessons": cache_key(drawn)})
     result_path = out / "adapter.safetensors"
@@ -80,8 +92,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
         if kept.exists():
             data = lessons.Lessons(*torch.load(kept, weights_only=True))
         else:
-            data = lessons.prepare(pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, base.encode_image, base.features,
-                                   base.embed_image, correlate)
+            data = lessons.prepare(pairs, LESSONS_SEED, variation, base.encode_image, base.features, base.embed_image, correlate)
             keep(kept, tuple(data))
         say(f"{pairs} pairs drawn in {time.time() - started:.0f} s, {base.device}")
 
@@ -98,7 +109,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                        metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0",
                                  "base_sha256": frozen[0], "correlate": str(correlate), "device": base.device.type})
         say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
-    if target is not None:
+    if target is not None and _finished(result_path, train_config):
         shutil.copyfile(result_path, target)
     return result_path
 

@@ -60,4 +60,24 @@ class Word(NamedTuple):
     end: Tensor | None = None
 
 
+class Guidance(NamedTuple):
+    """How the mask of a word is made, used and refreshed; the masks themselves belong to a sampling.
+
+    name: stands for all of it. scope: share of the places that are kept, or 1 - threshold. strategy: words of the release.
+    refresh: how many steps make a mask of their own. mask (b, h, w): the artist's, times the word's, or in its place
+    (replace). share: where masks of several words overlap they are divided by their sum. early: the guidance pass ends
+    with the last text attention. layers: which text attentions are read.
+    """
+    name: str
+    word: Word
+    scope: float
+    strategy: tuple[str, ...]
+    refresh: int
+    mask: Tensor | None = None
+    replace: bool = False
+    share: bool = False
+    early: bool = False
+    layers: str = "all"
+
+
 LayerWeights = tuple[tuple[str, float], ...]

@@ -154,7 +154,7 @@ def draw_pictures(identity: Rows, pose: Rows, scene: Tensor, parameters: Tensor,
     return draw_creature(draw_scenes(scene, parameters, pixels), identity, pose, standing(pose))
 
 
-def _fit(mask: Tensor, margin: float) -> Frame:
+def _fit(mask: Tensor, margin: float | Tensor) -> Frame:
     """Square round each mask (n, p, p) with a margin (share of the longer side), as centre and side in units."""
     pixels = mask.shape[-1]
     axis = torch.arange(pixels, dtype=torch.float32)
@@ -172,9 +172,9 @@ def _fit(mask: Tensor, margin: float) -> Frame:
     return Frame((x0 + x1) / 2 * unit, (y0 + y1) / 2 * unit, side)
 
 
-def draw_references(identity: Rows, pose: Rows, part: Tensor | None = None, margin: float = 0.1,
+def draw_references(identity: Rows, pose: Rows, part: Tensor | None = None, margin: float | Tensor = 0.1,
                     pixels: int = 64) -> Drawn:
-    """The creature alone on white, cropped to itself as ExtractID does.
+    """The creature alone on white, cropped to itself as ExtractID does; margin: share of its longer side, or (n,).
 
     `part` (n,) True crops to the accessory and wipes the rest: the reference of a garment."""
     n = identity["kind"].shape[0]

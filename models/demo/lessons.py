@@ -7,7 +7,7 @@ reference stand as the target does in a share of the pairs, as frames of one vid
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,9 @@ from torch import Tensor
 from . import world
 from .captions import captions
 from .creatures import draw_pictures, draw_references
-from .world import ACCESSORIES, KINDS, WIDE, Rows, Variation
+from .world import ACCESSORIES, KINDS, Rows, Variation
 
 OTHER_KIND, GARMENT = 0.2, 0.45  # share of pairs; GARMENT counts among those that wear something
-ADAPTER_VARIATION = WIDE  # what the base can draw
 REFERENCE_VARIATION = Variation(turn=0.1, mirror=True)  # what a reference may look like
 CORRELATED = ("mirror", "turn")  # what a cropped reference can tell of a pose, and no caption names
 _BLOCK = 256
@@ -44,17 +43,32 @@ class Pair(NamedTuple):
     pose: Rows
     scene: Tensor
     garment: Tensor
+    mask: Tensor  # (n, 64, 64): what the word names, in the target
 
 
-def draw_pairs(n: int, generator: torch.Generator, variation: Variation, correlate: float = 0.0) -> Pair:
-    """n pairs (pictures (n, 3, 64, 64) in 0..1) of training identities.
+class Story(Protocol):
+    """What captions are told from."""
+    @property
+    def identity(self) -> Rows: ...
+    @property
+    def pose(self) -> Rows: ...
+    @property
+    def scene(self) -> Tensor: ...
+    @property
+    def garment(self) -> Tensor: ...
+
+
+def draw_pairs(n: int, generator: torch.Generator, variation: Variation, seen: Variation = REFERENCE_VARIATION,
+               margin: float | Tensor = 0.1, pixels: int = 64, correlate: float = 0.0) -> Pair:
+    """n pairs of training identities, targets (n, 3, 64, 64) in 0..1. References: poses vary as `seen`, `margin` (share of
+    the creature's longer side, or (n,)) round them, `pixels` a side.
 
     correlate: share of pairs whose reference faces and turns as its target does; the others stand at random. Place and
     size are no part of it: a reference is cropped to its subject, so nobody could read them off it."""
     identity, scene = world.draw_split(n, generator)
     pose = world.draw_poses(n, generator, variation)
-    other = world.draw_poses(n, generator, REFERENCE_VARIATION)
-    target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation)).picture
+    other = world.draw_poses(n, generator, seen)
+    target = draw_pictures(identity, pose, scene, world.draw_scene_parameters(n, generator, variation))
     chance = torch.rand(n, 2, generator=generator)
     garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT)
     kind = torch.where((chance[:, 1] < OTHER_KIND) & ~garment,
@@ -63,8 +77,9 @@ def draw_pairs(n: int, generator: torch.Generator, variation: Variation, correla
         same = torch.rand(n, generator=generator) < correlate
         other |= {name: torch.where(same, pose[name], other[name]) for name in CORRELATED}
     # no tint and no shift in the reference: its own pose is what must not leak
-    reference = draw_references({**identity, "kind": kind}, other, garment).picture
-    return Pair(target, reference, identity, pose, scene, garment)
+    reference = draw_references({**identity, "kind": kind}, other, garment, margin, pixels).picture
+    mask = torch.where(garment.view(-1, 1, 1), target.accessory, target.mask)
+    return Pair(target.picture, reference, identity, pose, scene, garment, mask)
 
 
 def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], Tensor],
@@ -73,7 +88,7 @@ def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], 
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, _BLOCK):
-        pair = draw_pairs(min(_BLOCK, n - start), generator, variation, correlate)
+        pair = draw_pairs(min(_BLOCK, n - start), generator, variation, correlate=correlate)
         tokens = [(c.half().cpu(), p.half().cpu()) for c, p in features(pair.reference)]
         parts.append(Lessons(encode(pair.target).cpu(), embed(pair.target).cpu(), tokens, pair.identity, pair.pose, pair.scene,
                              pair.garment))
@@ -84,7 +99,7 @@ def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], 
                    torch.cat([p.scene for p in parts]), torch.cat([p.garment for p in parts]))
 
 
-def told(lessons: Lessons, index: Tensor, generator: torch.Generator) -> tuple[list[str], list[str]]:
+def told(lessons: Story, index: Tensor, generator: torch.Generator) -> tuple[list[str], list[str]]:
     """Captions and words. A creature's look is never told when it is the subject; with a garment it is, but for the
     garment's colour."""
     identity, pose = world.select(lessons.identity, index), world.select(lessons.pose, index)

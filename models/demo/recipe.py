@@ -118,18 +118,26 @@ class Recipe:
         self._write("judge", half(model.state_dict()), seconds, accuracy=json.dumps(right))
         return model
 
-    def base(self, unet: nn.Module) -> None:
-        """base.safetensors: UNet, text encoder, first stage."""
+    def base(self, unet: nn.Module, world: str = "easy") -> None:
+        """base.safetensors: UNet, text encoder, first stage. world: one of base.STAGES_OF, each with checkpoints of its own:
+        the learning rate follows the length of the whole recipe."""
         stage, seconds = self.first_stage()
-        run = base.train_base(unet, stage, self.folder, self.log, lambda run, _: self.export_base(run, stage, seconds))
-        self.export_base(run, stage, seconds)
+        folder, stages = self.folder if world == "easy" else self.folder / world, base.STAGES_OF[world]
+        folder.mkdir(exist_ok=True)
 
-    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float) -> None:
+        def export(run: BaseRun, last: base.Stage) -> None:
+            done = stages[:stages.index(last) + 1]
+            self.export_base(run, stage, seconds, done, world if done == stages else "easy")
+        export(base.train_base(unet, stage, folder, self.log, export, stages), stages[-1])
+
+    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float, done: tuple[base.Stage, ...], world: str) -> None:
+        """After the stages `done`, by which it draws `world`; a file that names no world draws the easy one."""
         unet, text = run.averaged()
         state = {**{f"unet.{k}": v for k, v in unet.items()}, **{f"text.{k}": v for k, v in text.items()},
                  **{f"first_stage.{k}": v for k, v in stage.state_dict().items()}}
-        stages = "; ".join(f"{s.name}: {s.steps} steps, {s.variation}" for s in base.STAGES)
-        self._write("base", half(state), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH), stages=stages)
+        stages = "; ".join(f"{s.name}: {s.steps} steps, {s.variation}" for s in done)
+        more = {} if world == "easy" else {"world": world}
+        self._write("base", half(state), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH), stages=stages, **more)
 
     def _write(self, name: str, state: dict[str, Tensor], seconds: float, **more: str) -> None:
         path = self.weights / f"{name}.safetensors"

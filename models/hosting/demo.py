@@ -32,7 +32,8 @@ from .encoders import Encoders, make_encoder
 from .memory import patcher_class
 
 WEIGHTS = Path(__file__).parent.parent / "demo" / "weights"
-METHODS = {"CustAny": ("custany.safetensors", ("dino.safetensors", "mae.safetensors"))}
+_ENCODERS = ("dino.safetensors", "mae.safetensors")
+METHODS = {"CustAny": ("custany.safetensors", _ENCODERS), "RealCustom++": ("realcustom.safetensors", _ENCODERS)}
 VOCABULARY = 49408
 
 
@@ -146,6 +147,12 @@ def reload_part(part: str, path: Path, disable_dynamic: bool = False) -> Any:
     return (_clip(state, None, disable_dynamic) if part == "text" else _vae(state, disable_dynamic)).patcher
 
 
+def latent_format(path: Path) -> DemoLatent:
+    """The format of the first stage in a base file."""
+    state, _ = files.load(path, only=lambda name: name.startswith("first_stage."))
+    return DemoLatent(_parts(state, "first_stage"))
+
+
 def _model(whole: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
     state = _parts(whole, "unet")
     load_device = management.get_torch_device()
@@ -180,6 +187,11 @@ def _vae(whole: dict[str, Tensor], disable_dynamic: bool = False) -> Any:
 @cache
 def _sha256(path: Path, stamp: float) -> str:
     return files.sha256(path)
+
+
+def available() -> list[str]:
+    """Methods whose adapter is in this copy of the pack; CustAny's always is."""
+    return [name for name, (file, _) in METHODS.items() if name == "CustAny" or (WEIGHTS / file).exists()]
 
 
 def load_method(method: str) -> tuple[Adapter, Encoders]:

@@ -7,13 +7,14 @@ import comfy.samplers
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from ..customnet import schedule as customnet_schedule
 from ..realcustom import schedule
 
-RELEASES = ("RealCustom++",)
+RELEASES = {"RealCustom++": schedule.sigmas, "CustomNet": customnet_schedule.sigmas}
 
 
-def release_sigmas(model: Any, steps: int, denoise: float = 1.0) -> Tensor:
-    """(steps + 1,) from the MODEL's own table; denoise below 1: the last steps of a longer schedule, as core does it.
+def release_sigmas(model: Any, steps: int, denoise: float = 1.0, release: str = "RealCustom++") -> Tensor:
+    """(steps + 1,) or less from the MODEL's own table; denoise below 1: the last steps of a longer schedule, as core does it.
 
     Raises LikenessError for a model without the table of Stable Diffusion."""
     sampling = model.get_model_object("model_sampling")
@@ -26,7 +27,7 @@ def release_sigmas(model: Any, steps: int, denoise: float = 1.0) -> Tensor:
     if total > schedule.TRAINED:
         raise LikenessError(f"{steps} steps at denoise {denoise:g} are the last of {total}, and the model has "
                             f"{schedule.TRAINED}; take fewer steps or more denoise.")
-    return schedule.sigmas(table, total)[-(steps + 1):].cpu()
+    return RELEASES[release](table, total)[-(steps + 1):].cpu()
 
 
 def single_step_sampler() -> Any:

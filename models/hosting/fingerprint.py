@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from operator import itemgetter
 from typing import Any
 
 import comfy.conds
@@ -14,9 +15,9 @@ from .stamps import numbers
 
 TENSORS, VALUES = 24, 64  # how many weights are looked at, and how many numbers of each
 SKIPPED = ("uuid",)  # drawn anew for every sampling
-# What a ControlNet, a group of hooks, a hook and its keyframes say about themselves, in the host's names.
-PARTS = ("cond_hint_original", "strength", "timestep_percent_range", "previous_controlnet", "hooks", "_strength_model",
-         "strength_model", "hook_keyframe", "keyframes", "start_percent")
+# What a ControlNet (ours for faces too), a group of hooks, a hook and its keyframes say about themselves.
+PARTS = ("cond_hint_original", "strength", "timestep_percent_range", "previous_controlnet", "inner", "tokens", "hooks",
+         "_strength_model", "strength_model", "hook_keyframe", "keyframes", "start_percent")
 
 
 def model_hash(patcher: Any) -> str:
@@ -61,11 +62,11 @@ def _describe(digest: Any, value: Any) -> None:
         digest.update(repr(tuple(value.shape)).encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     elif isinstance(value, dict):
-        for key in sorted(map(str, value)):
+        for key, item in sorted(((str(key), item) for key, item in value.items() if item is not None), key=itemgetter(0)):
             # our own marks beside the tensors say nothing that the tensors do not say
-            if value.get(key) is not None and key not in SKIPPED and not key.startswith("likeness_"):
+            if key not in SKIPPED and not key.startswith("likeness_"):
                 digest.update(key.encode())
-                _describe(digest, value[key])
+                _describe(digest, item)
     elif isinstance(value, (list, tuple)):
         digest.update(b"[")
         for item in value:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from ..inversion.masks import fit_mask
+from .guidance import RUN, Guide
 from .image_attention import ImageInjection
 from .injector import LocalInjection
 from .stamps import KEY, numbers, stamped
 
-OWN = (LocalInjection, ImageInjection)  # the pack's patches, which look at stamps and not at slots
+OWN = (LocalInjection, ImageInjection, Guide)  # the pack's patches, which look at stamps and not at slots
 FIRST, FREE, NEGATIVE = "positive", "free", "negative"
 Conditioning = list[list[Any]]
 
@@ -177,7 +178,8 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         free_options = model_options if self.free_options is None else {
             **self.free_options, "transformer_options": {
                 **self.free_options.get("transformer_options", {}),
-                "sample_sigmas": model_options.get("transformer_options", {}).get("sample_sigmas")}}
+                **{key: value for key, value in model_options.get("transformer_options", {}).items()
+                   if key in ("sample_sigmas", RUN)}}}
         own = self.free_options is not None or "sampler_calc_cond_batch_function" in model_options
         if own:  # other weights of the negative too: every branch has its own
             return [([slot], free_options if slot == FREE else model_options, [self.conds[slot], negative]) for slot in slots]

@@ -7,7 +7,6 @@ nodes before and after ours keep their places, in either order.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention
@@ -15,11 +14,11 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ..common.errors import LikenessError
 from .injector import Timing
 from .realcustom import Projected
 from .row_masks import check_batch, row_masks
-from .stamps import KEY, RowStamps
+from .slots import Slot, laid_round, text_attention
+from .stamps import KEY, RowStamps, check_rows
 
 LIST = "likeness_image"  # among the MODEL's patches; the host asks all lists there for models(), and runs only its own
 
@@ -63,10 +62,7 @@ class ImageInjection:
                   for number, store in ((self.plan.number, self.plan.subject), (self.plan.black, self.plan.nothing))]
         if not any(any(counts) for _, counts in groups):
             return out
-        if len(stamps.ids) != q.shape[0]:
-            raise LikenessError(f"Another node made {q.shape[0]} rows out of {len(stamps.ids)} inside the model, as attention "
-                                "couple does, and nothing tells which of them carry the subject; leave that node out, or the "
-                                "injector.")
+        check_rows(stamps, q.shape[0])
         weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"))
         if weight == 0.0:
             return out
@@ -93,16 +89,11 @@ class ImageInjection:
 class Layer:
     """What stands in one layer's slot during one call of the model."""
 
-    def __init__(self, key: str, injections: list[ImageInjection], before: Callable | None):
+    def __init__(self, key: str, injections: list[ImageInjection], before: Slot | None):
         self.key, self.injections, self.before = key, injections, before
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        if self.before is not None:
-            out = self.before(q, k, v, extra_options)
-        else:
-            out = comfy.ldm.modules.attention.optimized_attention(
-                q, k, v, extra_options["n_heads"], attn_precision=extra_options.get("attn_precision"),
-                transformer_options=extra_options)
+        out = text_attention(self.before, q, k, v, extra_options)
         for injection in self.injections:
             out = injection.add(out, q, self.key, extra_options)
         return out
@@ -112,13 +103,8 @@ def _lay_round(executor, x, t, c_concat=None, c_crossattn=None, control=None, tr
     """APPLY_MODEL: our layers into the slots of this call's own options."""
     options = dict(transformer_options or {})
     injections = options.get("patches", {}).get(LIST, [])
-    slots = dict(options.get("patches_replace", {}).get("attn2", {}))
-    for key in {key: None for injection in injections for key in injection.strength}:
-        part, number, depth = key.split(".")
-        place = (part, int(number), int(depth))
-        # the host looks for the layer first, then for the whole block
-        slots[place] = Layer(key, injections, slots.get(place, slots.get(place[:2])))
-    options["patches_replace"] = {**options.get("patches_replace", {}), "attn2": slots}
+    keys = {key: None for injection in injections for key in injection.strength}
+    options = laid_round(options, keys, lambda key, before: Layer(key, injections, before))
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 

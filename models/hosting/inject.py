@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from ..common.errors import LikenessError
-from ..common.records import LayerWeights, Subject, Word
+from ..common.records import Guidance, LayerWeights, Subject, Word
 from .adapters import Adapter, picture_hash, project, word_delta
 from .base_weights import apply_base
 from .blocks import check_fits
+from .guidance import add_guidance
 from .image_attention import ImagePlan, add_image_injection
-from .injector import LocalInjection, Plan, Timing
+from .injector import LocalInjection, Plan, timing_of
 from .prompt import HASH_KEY, TEXT_KEY, shift_of
 from .realcustom import black_store, subject_store
-from .stamps import add_reader, stamped
+from .row_masks import checked_mask
+from .stamps import Guides, add_reader, stamped, without_rows
 
 DROPPED_KEY = "likeness_dropped"
 STORAGE = ("keys and values", "tokens only")  # what RealCustom++ keeps between the steps
 Conditioning = list[list[Any]]
+Dropped = tuple[tuple[int, int, int], ...]  # first row, rows, end of their window, in the prompt as it was
 
 
 class Strengths(NamedTuple):
@@ -39,7 +42,7 @@ class Injected(NamedTuple):
 
 
 def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: Subject, word: Word, strengths: Strengths,
-           mask: Tensor | None = None, guidance: Any = None, layers: LayerWeights = (), curve: Any = None,
+           mask: Tensor | None = None, guidance: Guidance | None = None, layers: LayerWeights = (), curve: Any = None,
            storage: str = STORAGE[0]) -> Injected:
     """New MODEL and conditionings with the subject; what came in is left as it was. Raises LikenessError."""
     adapter: Adapter = subject.adapter
@@ -50,7 +53,7 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         raise LikenessError(f"The word's text vectors have the width {word.raw.shape[-1]}, the adapter needs {subject.width}; "
                             "encode the prompt with the CLIP of the same checkpoint.")
     if mask is not None:
-        mask = _checked_mask(mask)
+        mask = checked_mask(mask)
     unknown = [key for key, _ in layers if key not in dict(adapter.config.layers)]
     if unknown:
         raise LikenessError(f"The layer weights name {unknown[0]}, this adapter has the layers "
@@ -59,12 +62,16 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         return Injected(model, positive, negative, "the subject is empty: passed through, nothing injected")
     if not word.columns:
         return Injected(model, positive, negative, f"\"{word.text}\" is not in the prompt: passed through, nothing injected")
+    if guidance is not None and not guidance.word.columns:
+        return Injected(model, positive, negative, f"\"{guidance.word.text}\", the word of the guidance, is not in the prompt: "
+                        "passed through, nothing injected")
     if not 0 <= strengths.start < strengths.end <= 1:
         raise LikenessError(f"The subject would act from {strengths.start:g} to {strengths.end:g} of the sampling; the start "
                             "must be smaller than the end.")
     factors = {key: strengths.local * dict(layers).get(key, 1.0) for key, _ in adapter.config.layers}
     factors = {key: factor for key, factor in factors.items() if factor != 0.0}
-    matches = _matches(positive, word)
+    shifts = matches(positive, word)
+    guides = _guides(positive, guidance)
     lines = [f"method {subject.method}, adapter {adapter.name}"]
 
     number = black = 0
@@ -72,8 +79,8 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         model = model.clone()
         add_reader(model)
         number = _number(subject, word, strengths, factors, mask, guidance, curve)
-        timing = _timing(model, strengths, curve)
-        name = getattr(guidance, "name", None)
+        timing = timing_of(model, strengths.start, strengths.end, curve)
+        name = None if guidance is None else guidance.name
         if adapter.method == "realcustom":
             black = number ^ 1
             keep = storage == STORAGE[0]
@@ -84,10 +91,13 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
             # The same subject may come over two branches of prompts that meet again: one patch serves all its rows.
             model.set_model_patch(LocalInjection(Plan(number, adapter.patcher, project(subject, list(factors)), subject.pairing,
                                                       tuple(factors.items()), timing, mask, name)), "middle_patch")
+        if guidance is not None:
+            add_guidance(model, guidance, (number, black) if black else (number,), timing)
         local = subject.get("local")
         lines.append(f"local {strengths.local:g}: {len(factors)} layers, {local.shape[1]} tokens from "
                      f"{local.shape[0]} reference(s)"
-                     + (", limited by a mask" if mask is not None or guidance is not None else ""))
+                     + (", limited by a mask" if mask is not None else "")
+                     + (f", limited to where \"{guidance.word.text}\" is drawn" if guidance is not None else ""))
         if adapter.method == "realcustom" and mask is None and guidance is None:
             lines.append("no mask and no guidance: the subject acts in the whole picture")
         if adapter.base_weights:
@@ -109,15 +119,15 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         lines.append("curve and layer weights act on the local level only")
 
     out: Conditioning = []
-    for entry, shift in zip(positive, matches, strict=True):
-        entry = stamped(entry, number if shift is not None else 0) if number else entry
+    for entry, shift, guided in zip(positive, shifts, guides, strict=True):
+        entry = stamped(entry, number if shift is not None else 0, guided) if number else entry
         if shift is None or delta is None:
             out.append(entry)
         else:
             out += _fused(entry, word, shift, delta * strengths.global_, strengths, adapter.config.category_mode)
-    skipped = sum(shift is None for shift in matches)
+    skipped = sum(shift is None for shift in shifts)
     if skipped:
-        lines.append(f"{skipped} of {len(matches)} prompts do not hold the word and stay as they are")
+        lines.append(f"{skipped} of {len(shifts)} prompts do not hold the word and stay as they are")
     if number:
         negative = [stamped(entry, black) for entry in negative]
     return Injected(model, out, negative, "\n".join(lines))
@@ -128,17 +138,7 @@ def _numbers(model: Any) -> set[int]:
     return {patch.plan.number for patch in patches if isinstance(patch, LocalInjection)}
 
 
-def _checked_mask(mask: Tensor) -> Tensor:
-    if mask.ndim == 4 and mask.shape[-1] == 1:
-        mask = mask[..., 0]
-    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
-    if float(mask.max()) <= 0.0:
-        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the "
-                            "mask.")
-    return mask.clamp(0, 1)
-
-
-def _matches(positive: Conditioning, word: Word) -> list[int | None]:
+def matches(positive: Conditioning, word: Word) -> list[int | None]:
     """For each entry how many rows later than in its own prompt the word stands, None where it is not."""
     out: list[int | None] = []
     for entry in positive:
@@ -152,10 +152,22 @@ def _matches(positive: Conditioning, word: Word) -> list[int | None]:
     return out
 
 
-def _timing(model: Any, strengths: Strengths, curve: Any) -> Timing:
-    sampling = model.get_model_object("model_sampling")
-    return Timing(float("inf") if strengths.start <= 0 else float(sampling.percent_to_sigma(strengths.start)),
-                  0.0 if strengths.end >= 1 else float(sampling.percent_to_sigma(strengths.end)), curve)
+def _guides(positive: Conditioning, guidance: Guidance | None) -> list[Guides]:
+    """For each entry the guidance with the columns of its word, as far as earlier injectors left them there."""
+    if guidance is None:
+        return [()] * len(positive)
+    out: list[Guides] = []
+    for entry, shift in zip(positive, matches(positive, guidance.word), strict=True):
+        columns = () if shift is None else _remaining(guidance.word, shift, entry[1].get(DROPPED_KEY, ()))
+        out.append(((guidance.name, columns),) if columns else ())
+    return out
+
+
+def _remaining(word: Word, shift: int, dropped: Dropped) -> tuple[int, ...]:
+    """Where the word's columns stand now, without those that were taken out."""
+    there = (column + shift for column in word.columns)
+    kept = (column for column in there if not any(start <= column < start + count for start, count, _ in dropped))
+    return tuple(_place(column, dropped, word) for column in kept)
 
 
 def _number(subject: Subject, word: Word, strengths: Strengths, factors: dict[str, float], mask: Tensor | None,
@@ -165,7 +177,7 @@ def _number(subject: Subject, word: Word, strengths: Strengths, factors: dict[st
     tokens = picture_hash(*(tensor for _, tensor in subject.tokens))
     label = repr((tokens, subject.adapter_hash, subject.pairing, word.prompt_hash, word.text, word.columns,
                   sorted(factors.items()), strengths, picture_hash(mask), getattr(curve, "points", None),
-                  getattr(guidance, "name", None)))
+                  None if guidance is None else guidance.name))
     return int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
 
 
@@ -184,6 +196,7 @@ def _fused(entry: list[Any], word: Word, shift: int, delta: Tensor, strengths: S
     """The entry with the subject in its word, between start and end; the plain entry before and after."""
     count = max(entry[0].shape[0], delta.shape[0])  # several references only where each belongs to its own latent
     rows = entry[0][[k % entry[0].shape[0] for k in range(count)]]
+    changed = entry
     delta = delta[[k % delta.shape[0] for k in range(count)]].to(rows)
     per = len(word.columns) // len(word.firsts)
     dropped = entry[1].get(DROPPED_KEY, ())
@@ -193,12 +206,15 @@ def _fused(entry: list[Any], word: Word, shift: int, delta: Tensor, strengths: S
     if mode == "drop_rest" and per > 1:
         for first in reversed(word.firsts):
             start = word.columns[first] + shift + 1
-            rows = _drop(rows, _place(start, dropped, word), per - 1, word.window)
+            now = _place(start, dropped, word)
+            rows = _drop(rows, now, per - 1, word.window)
+            changed = without_rows(changed, now, per - 1, (now // word.window + 1) * word.window)
             options[DROPPED_KEY] = (*options.get(DROPPED_KEY, ()), (start, per - 1, (start // word.window + 1) * word.window))
-    return _between(entry, [rows, options], strengths.start, strengths.end)
+    options = {**options, "model_conds": changed[1]["model_conds"]} if changed is not entry else options
+    return between(entry, [rows, options], strengths.start, strengths.end)
 
 
-def _place(column: int, dropped: tuple[tuple[int, int, int], ...], word: Word) -> int:
+def _place(column: int, dropped: Dropped, word: Word) -> int:
     """Where a row of the prompt stands after earlier injectors took rows out: (first row, rows, end of its window)."""
     if any(start <= column < start + count for start, count, _ in dropped):
         raise LikenessError(f"The word \"{word.text}\" is a part of another subject's word, and this adapter takes that part out "
@@ -213,7 +229,7 @@ def _drop(rows: Tensor, start: int, count: int, window: int) -> Tensor:
     return torch.cat([rows[:, :start], rows[:, start + count:end], zeros, rows[:, end:]], 1)
 
 
-def _between(plain: list[Any], fused: list[Any], start: float, end: float) -> Conditioning:
+def between(plain: list[Any], fused: list[Any], start: float, end: float) -> Conditioning:
     """Entries with core's own start_percent and end_percent, so that no clock of ours is needed."""
     low = float(plain[1].get("start_percent", 0.0))
     high = float(plain[1].get("end_percent", 1.0))

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.errors import LikenessError
 from .row_masks import check_batch, row_masks
-from .stamps import KEY, RowStamps
+from .stamps import KEY, RowStamps, check_rows
 
 
 class Timing(NamedTuple):
@@ -28,6 +27,13 @@ class Timing(NamedTuple):
         if self.curve is None:
             return 1.0
         return float(self.curve.interp(progress(sigma, schedule)))
+
+
+def timing_of(model: Any, start: float, end: float, curve: Any = None) -> Timing:
+    """start and end: shares of the sampling (0..1) of this MODEL."""
+    sampling = model.get_model_object("model_sampling")
+    return Timing(float("inf") if start <= 0 else float(sampling.percent_to_sigma(start)),
+                  0.0 if end >= 1 else float(sampling.percent_to_sigma(end)), curve)
 
 
 def progress(sigma: float, schedule: Tensor | None) -> float:
@@ -92,9 +98,7 @@ class LocalInjection:
         counts = [ids.count(self.plan.number) for ids in stamps.ids]
         if not any(counts):
             return x
-        if len(counts) != x.shape[0]:
-            raise LikenessError(f"Another node made {x.shape[0]} rows out of {len(counts)} inside the model, and nothing tells "
-                                "which of them carry the subject; leave that node out, or the injector.")
+        check_rows(stamps, x.shape[0])
         weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"))
         if weight == 0.0:
             return x

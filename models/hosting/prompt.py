@@ -16,12 +16,14 @@ from ..common.columns import Found, find_word, is_cut, near_words
 from ..common.errors import LikenessError
 from ..common.records import Word
 from ..realcustom.phrase import substring_ranges
+from ..realcustom.schedule import size_rows
 
 HASH_KEY, TEXT_KEY = "likeness_prompt_hash", "likeness_prompt"
 # How alike another node's rows must be to ours, as cosines: its weighting and layer may differ, its text may not.
 WORD_ALIKE, END_ALIKE = 0.7, 0.6
 WHOLE_WORDS, SUBSTRING = "whole words", "as in the RealCustom release (substring)"
 RULES = (WHOLE_WORDS, SUBSTRING)
+POOLED = ("projected, as core", "as in the RealCustom release (unprojected)")
 Conditioning = list[list[Any]]
 
 
@@ -118,11 +120,13 @@ def locate_as_release(clip: Any, tokens: Any, text: str, word: str, occurrence: 
 
 
 def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditioning: Conditioning | None = None,
-                  on_missing: str = "error", rule: str = WHOLE_WORDS) -> tuple[Conditioning, Word, bool]:
+                  on_missing: str = "error", rule: str = WHOLE_WORDS, pooled: str = POOLED[0],
+                  release_size: tuple[int, int] | None = None) -> tuple[Conditioning, Word, bool]:
     """CONDITIONING with the prompt's hash, WORD, and whether the word was found.
 
-    With `conditioning` the word is looked up in it and its rows stay as they are. Raises LikenessError for a missing
-    word and for a CONDITIONING of another text."""
+    With `conditioning` the word is looked up in it and its rows stay as they are. pooled: which of CLIP-G's vectors goes
+    beside the rows; release_size (width, height) in pixels: written in as the RealCustom release does it, width first.
+    Raises LikenessError for a missing word and for a CONDITIONING of another text."""
     if clip is None:
         raise LikenessError("The CLIP input is empty: this checkpoint holds no text encoder; load one with a CLIP loader.")
     tokens = clip.tokenize(text)
@@ -136,8 +140,11 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
     # Rows that were joined with another prompt's do not begin with this text for sure: they stay without its hash.
     total = sum(len(window) for window in windows)
     if conditioning is None:
-        conditioning = clip.encode_from_tokens_scheduled(tokens)
+        conditioning = clip.encode_from_tokens_scheduled(tokens, unprojected=pooled != POOLED[0])
         own = [True] * len(conditioning)
+    elif pooled != POOLED[0]:
+        raise LikenessError("The pooled vector belongs to the CONDITIONING, which another node encoded; disconnect it, or leave "
+                            f"pooled at {POOLED[0]}.")
     else:
         other = next((e[1][TEXT_KEY] for e in conditioning if e[1].get(HASH_KEY, digest) != digest), None)
         if other is not None:
@@ -146,7 +153,8 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         alike = _comparer(clip, tokens, found.columns, len(windows[0]))
         own = [entry[1].get(HASH_KEY) == digest or entry[0].shape[1] == total and alike(entry[0])
                for entry in conditioning]
-    conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text}] if mine else entry
+    sizes = {} if release_size is None else size_rows(*release_size)
+    conditioning = [[entry[0], {**entry[1], HASH_KEY: digest, TEXT_KEY: text, **sizes}] if mine else entry
                     for entry, mine in zip(conditioning, own, strict=True)]
     rows = raw = end = None
     weights = tuple(float(w[found_at][1]) for w, found_at in _entries(windows, found.columns))
@@ -157,7 +165,7 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         size = len(windows[0])
         rows = _rows(source, found.columns, text)
         end = _rows(source, (found.columns[-1] // size * size + size - 1,), text)
-        raw = rows if all(weight == 1.0 for weight in weights) else _unweighted(clip, tokens, found.columns, text)
+        raw = rows if all(weight == 1.0 for weight in weights) else unweighted(clip, tokens, found.columns, text)
     spelled = trimmed(word) if rule == WHOLE_WORDS else word.strip()  # the release looks for punctuation too
     place = Word(spelled, occurrence, found.columns, found.firsts, len(windows[0]), text, digest, rows, raw, weights,
                  tokens, clip, end)
@@ -206,8 +214,8 @@ def _rows(conditioning: Conditioning, columns: tuple[int, ...], text: str) -> Te
                         f"\"{text}\"; connect the CONDITIONING that was encoded from this text.")
 
 
-def _unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> Tensor:
-    """The word's rows as they were before prompt weights pulled them towards the empty prompt."""
+def unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> Tensor:
+    """(k, width) the word's rows as they were before prompt weights pulled them towards the empty prompt."""
     plain = {key: [[(entry[0], 1.0, *entry[2:]) for entry in window] for window in windows]
              for key, windows in tokens.items()}
     return _rows(clip.encode_from_tokens_scheduled(plain), columns, text)

@@ -1,6 +1,7 @@
 """RealCustom++ inside the host: features as the release takes them, tokens, and keys and values under the memory manager."""
 from __future__ import annotations
 
+import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,32 +19,12 @@ from ..realcustom.preprocess import Views, beside, quarters_beside, views
 from ..vision.preprocess import normalise
 from .encoders import Encoders, label
 from .memory import patcher_of, ready, stop_if_asked
+from .stores import Pair, Store
 
 CHUNK = 2  # reference pictures at a time; each is five pictures to an encoder
 # What an adapter makes of the black picture lives as long as the adapter does: {adapter's module: {encoders: ...}}.
 _black_tokens: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 _black_stores: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
-
-
-class Pair(nn.Module):
-    """Keys and values (n, l, channels) of one layer."""
-
-    def __init__(self, k: Tensor, v: Tensor):
-        super().__init__()
-        self.k, self.v = nn.Parameter(k, requires_grad=False), nn.Parameter(v, requires_grad=False)
-
-
-class Store(nn.Module):
-    """Keys and values of all layers: a network without layers, so that the host can count, load and offload it."""
-
-    def __init__(self, pairs: dict[str, Pair]):
-        super().__init__()
-        self.pairs = nn.ModuleDict({key.replace(".", "_"): pair for key, pair in pairs.items()})
-
-    def get(self, key: str) -> Pair:
-        """Of the layer "output.3.0"."""
-        pair: Any = self.pairs[key.replace(".", "_")]
-        return pair
 
 
 class Projected:
@@ -148,7 +129,18 @@ def _store(adapter: Any, tokens: Tensor, layers: list[str]) -> Any:
     tokens = tokens.to(adapter.patcher.load_device, parameter.dtype)
     away = comfy.model_management.unet_offload_device()
     pairs = {key: Pair(*(t.to(away) for t in adapter.patcher.model.keys_values(key, tokens))) for key in layers}
-    return patcher_of(Store(pairs))
+    return _patcher(Store(pairs))
+
+
+def _patcher(store: Store, disable_dynamic: bool = False) -> Any:
+    patcher = patcher_of(store, disable_dynamic)
+    patcher.cached_patcher_init = (copy_store, (store,))
+    return patcher
+
+
+def copy_store(store: Store, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a patcher with tensors of its own, for another device."""
+    return _patcher(copy.deepcopy(store), disable_dynamic)
 
 
 def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any:

@@ -25,12 +25,15 @@ from ..inversion.levels import ascending, truncated
 from ..inversion.records import Inversion
 from ..inversion.steps import euler, residual
 from .fingerprint import free_hash, guided, model_hash
+from .guidance import LIST as GUIDES
 from .guider import FREE, NEGATIVE, EnhancerGuider, counts_slots, enhancer_of, rescale
-from .image_attention import LIST
+from .image_attention import LIST as IMAGES
 from .memory import stop_if_asked, to_intermediate
 from .stamps import KEY
+from .word_maps import CAPTURE
 
 MAX_CHUNK = 16
+OWN_KEYS = (KEY, IMAGES, GUIDES, CAPTURE)  # of the pack's wrappers
 FULL_CARD = 128 * 128  # latent cells in one call above which a batch of levels gains nothing
 STEP_CACHES = (("easycache", "EasyCache"), ("lazycache", "LazyCache"))
 TIED = ("timestep_start", "timestep_end", "control", "hooks", "area", "mask")  # conditioning that looks at one sigma or one place
@@ -257,7 +260,7 @@ def meets_others(branches: Branches) -> bool:
         return False
     options = branches.options
     transformer = branches.free_options.get("transformer_options", {})
-    wrapped = any(key not in (KEY, LIST) for kind in transformer.get("wrappers", {}).values()
+    wrapped = any(key not in OWN_KEYS for kind in transformer.get("wrappers", {}).values()
                   for key, found in kind.items() if found)
     replaced = "sampler_calc_cond_batch_function" in options or "model_function_wrapper" in options
     return wrapped or replaced or counts_slots(branches.free_options)

@@ -23,22 +23,32 @@ def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows
     if guidance is not None:
         live = extra_options.get(GUIDANCE_KEY, {}).get(guidance)
         if live is None:
-            raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none; give the model "
-                                "that the Guidance Mask Generator returned to the sampler.")
-        # bilinear as the release does it; on half the size that is the mean of two by two
-        masks.append((live.reshape(-1, *live.shape[-2:]), "bilinear"))
+            raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none: it asks the model "
+                                "in a way of its own, or none of its prompts holds the word; use another sampler or guider, or "
+                                "a MASK in place of the guidance.")
+        masks.append(live.reshape(-1, *live.shape[-2:]))
     if mask is not None:
-        masks.append((mask, "area"))
+        masks.append(mask)
     if not masks:
         return None
-    shape = extra_options.get("activations_shape")
-    size = tuple(shape[-2:]) if shape is not None else grid_of(x.shape[1], stamps.latent)
+    size = layer_size(x, stamps, extra_options)
     out = []
     for row in rows:
-        own = [(one[(row % batch) % one.shape[0]].to(x.device, torch.float32), mode) for one, mode in masks]
-        shares = [area_of(one, stamps.areas[row], stamps.latent, size, mode) for one, mode in own]
+        own = [one[(row % batch) % one.shape[0]].to(x.device, torch.float32) for one in masks]
+        shares = [area_of(one, stamps.areas[row], stamps.latent, size) for one in own]
         out.append(torch.stack(shares).prod(0).reshape(-1, 1))
     return torch.stack(out).to(x.dtype)
+
+
+def checked_mask(mask: Tensor) -> Tensor:
+    """Any MASK -> (b, h, w) in 0..1. Raises LikenessError for one that is empty."""
+    if mask.ndim == 4 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
+    if float(mask.max()) <= 0.0:
+        raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the "
+                            "mask.")
+    return mask.clamp(0, 1)
 
 
 def check_batch(mask: Tensor | None, references: int, batch: int, extra_options: dict[str, Any]) -> None:
@@ -53,18 +63,25 @@ def check_batch(mask: Tensor | None, references: int, batch: int, extra_options:
                                 f"{'s' if batch > 1 else ''}; make the batch {count} large, or give at most {batch}.")
 
 
+def layer_size(x: Tensor, stamps: RowStamps, extra_options: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the tokens of x (b, t, c)."""
+    shape = extra_options.get("activations_shape")
+    return (shape[-2], shape[-1]) if shape is not None else grid_of(x.shape[1], stamps.latent)
+
+
 def grid_of(tokens: int, latent: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a token grid that is a latent (height, width) made coarser by a whole factor."""
     factor = max(1, round((latent[0] * latent[1] / tokens) ** 0.5))
     return -(-latent[0] // factor), -(-latent[1] // factor)
 
 
-def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int],
-            mode: str = "area") -> Tensor:
-    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it."""
+def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it.
+
+    By area; on half the size that is the release's bilinear resizing."""
     if area is not None:
         # first to the latent's cells, so that the area is cut where the host cut the latent
-        mask = F.interpolate(mask[None, None], latent, mode=mode)[0, 0]
+        mask = F.interpolate(mask[None, None], latent, mode="area")[0, 0]
         height, width, y, x = area
         mask = mask[y:y + height, x:x + width]
-    return F.interpolate(mask[None, None], size, mode=mode)[0, 0]
+    return F.interpolate(mask[None, None], size, mode="area")[0, 0]

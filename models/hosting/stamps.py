@@ -18,6 +18,7 @@ KEY = "likeness_rows"
 SLOTS = 8  # every stamped entry has the same width, else the host could not run them in one call
 
 Conditioning = list[list[Any]]
+Guides = tuple[tuple[str, tuple[int, ...]], ...]  # name of a guidance, columns of its word in an entry's rows
 
 
 class RowStamps(NamedTuple):
@@ -28,8 +29,19 @@ class RowStamps(NamedTuple):
     sigma: float
 
 
+def check_rows(stamps: RowStamps, rows: int) -> None:
+    """Raises LikenessError where a layer sees other rows than were stamped."""
+    if len(stamps.ids) != rows:
+        raise LikenessError(f"Another node made {rows} rows out of {len(stamps.ids)} inside the model, as attention couple does, "
+                            "and nothing tells which of them carry the subject; leave that node out, or the injector.")
+
+
 class CondStamp(comfy.conds.CONDRegular):
-    """(1, 8) ids; on its way into a batch it learns the area of its entry."""
+    """(1, 8) ids; on its way into a batch it learns the area of its entry. guides: for whoever holds the entry itself."""
+
+    def __init__(self, cond: torch.Tensor, guides: Guides = ()):
+        super().__init__(cond)
+        self.guides = guides
 
     def process_cond(self, batch_size: int, area=None, **kwargs):
         place = list(area)[:2] + list(area)[len(area) // 2:len(area) // 2 + 2] if area is not None else [0] * 4
@@ -37,18 +49,37 @@ class CondStamp(comfy.conds.CONDRegular):
         return comfy.conds.CONDRegular(row.repeat(batch_size, 1))
 
 
-def stamped(entry: list[Any], number: int) -> list[Any]:
-    """A copy of one CONDITIONING entry that carries `number` beside what it carried; 0 only makes room."""
-    options = entry[1].copy()
-    conds = dict(options.get("model_conds", {}))
-    old = conds[KEY].cond[0].tolist() if KEY in conds else [0] * SLOTS
+def stamped(entry: list[Any], number: int, guides: Guides = ()) -> list[Any]:
+    """A copy of one CONDITIONING entry that carries `number` and `guides` beside what it carried; 0 only makes room."""
+    stamp = stamp_of(entry[1])
+    old = stamp.cond[0].tolist() if stamp is not None else [0] * SLOTS
+    known = dict(stamp.guides) if stamp is not None else {}
     if number:
         if 0 not in old:
             raise LikenessError(f"One prompt can carry {SLOTS} subjects, this would be one more; use fewer injectors in a row.")
         old[old.index(0)] = number
-    conds[KEY] = CondStamp(torch.tensor([old], dtype=torch.int64))
-    options["model_conds"] = conds
-    return [entry[0], options]
+    return _with(entry, CondStamp(torch.tensor([old], dtype=torch.int64), tuple({**known, **dict(guides)}.items())))
+
+
+def stamp_of(options: dict[str, Any]) -> CondStamp | None:
+    """The stamp of an entry's options, as a node or as the sampler sees them."""
+    return options.get("model_conds", {}).get(KEY)
+
+
+def without_rows(entry: list[Any], start: int, count: int, end: int) -> list[Any]:
+    """The entry after `count` of its rows from `start` on were taken out and what follows in the window moved up."""
+    stamp = stamp_of(entry[1])
+    if stamp is None or not stamp.guides:
+        return entry
+
+    def moved(column: int) -> int:
+        return column - count if start + count <= column < end else column
+    guides = tuple((name, tuple(moved(c) for c in columns if not start <= c < start + count)) for name, columns in stamp.guides)
+    return _with(entry, CondStamp(stamp.cond, guides))
+
+
+def _with(entry: list[Any], stamp: CondStamp) -> list[Any]:
+    return [entry[0], {**entry[1], "model_conds": {**entry[1].get("model_conds", {}), KEY: stamp}}]
 
 
 def numbers(options: dict[str, Any]) -> list[int]:

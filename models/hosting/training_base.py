@@ -27,21 +27,29 @@ from .demo_unet import UNET_CONFIG, build_trainable_unet
 from .encoders import Encoders, encode, load_encoder
 from .memory import ready
 from .prompt import locate
+from .slots import Slot, laid_round, text_attention
 
 log = logging.getLogger("likeness")
 Middle = Callable[[str, Tensor], Tensor]
+Cross = Callable[[str, Tensor, Tensor, int], Tensor]
 Features = list[tuple[Tensor, Tensor]]
 
 
-def with_middle(middle: Middle | None) -> dict[str, Any]:
-    """transformer_options that call `middle` at the host's own patch point, as an injection does."""
-    if middle is None:
-        return {}
-
-    def patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        block = extra_options["block"]
-        return middle(f"{block[0]}.{block[1]}.{extra_options.get('block_index', 0)}", x)
-    return {"patches": {"middle_patch": [patch]}}
+def with_patches(middle: Middle | None, cross: Cross | None, layers: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """transformer_options that call `middle` and `cross` at the host's own patch points, as injections do."""
+    options: dict[str, Any] = {}
+    if middle is not None:
+        def patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
+            block = extra_options["block"]
+            return middle(f"{block[0]}.{block[1]}.{extra_options.get('block_index', 0)}", x)
+        options["patches"] = {"middle_patch": [patch]}
+    if cross is not None:
+        def make(key: str, before: Slot | None) -> Slot:
+            def slot(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+                return cross(key, q, text_attention(before, q, k, v, extra_options), extra_options["n_heads"])
+            return slot
+        options = laid_round(options, [key for key, _ in layers], make)
+    return options
 
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -73,8 +81,9 @@ class MiniatureBase:
         self.hashes = [files.sha256(path) for path in encoders]
         self.width = UNET_CONFIG["context_dim"]
         self.embed_width = self.encoders[0][1].width
-        channels = UNET_CONFIG["model_channels"]
-        parts = ("input.1", "input.3", "output.0", "output.1", "output.2", "output.3")
+        channels = self.unet.model_channels
+        parts = ("input.1", "input.3", "middle.0", "output.0", "output.1", "output.2", "output.3")
+        self.residual_blocks = self.unet.num_res_blocks[0]
         self.layers = tuple((f"{part}.0", channels) for part in parts)
         self._weight = channel_weights(self.stage)
 
@@ -107,8 +116,9 @@ class MiniatureBase:
     def noised(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return *noised(latents, t, noise), self._weight
 
-    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
-        return self.unet(x_t, t.to(x_t.device).float(), context=rows, transformer_options=with_middle(middle))
+    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None, cross: Cross | None = None) -> Tensor:
+        return self.unet(x_t, t.to(x_t.device).float(), context=rows,
+                         transformer_options=with_patches(middle, cross, self.layers))
 
 
 def activation_bytes(layers: Sequence[tuple[str, int]], narrow: int, latents: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -136,6 +146,7 @@ class CheckpointBase:
             raise LikenessError("Adapters are trained on SD1.5 or SDXL checkpoints; this file holds another kind of model.")
         self.layers = tuple(attention_blocks(model).items())
         self.embed_width = encoders.items[0].config.width
+        self.residual_blocks = int(self.unet.num_res_blocks[0])
         self.sampling = model.get_model_object("model_sampling")
         self._pooled: Tensor | None = None
 
@@ -182,7 +193,7 @@ class CheckpointBase:
             return x_t, (noise - sigma * latents) / (sigma ** 2 + 1).sqrt(), None
         return x_t, noise, None
 
-    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None, cross: Cross | None = None) -> Tensor:
         base = self.model.model
         # Encoders and first stage may have taken its place since the last step; cheap while it is there.
         ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),
@@ -195,7 +206,7 @@ class CheckpointBase:
             extra["y"] = base.encode_adm(pooled_output=self._pooled, width=width, height=height, device=x_t.device).to(dtype)
         scaled = self.sampling.calculate_input(sigma, x_t).to(dtype)
         return self.unet(scaled, self.sampling.timestep(sigma).float(), context=rows.to(dtype),
-                         transformer_options=with_middle(middle), **extra).float()
+                         transformer_options=with_patches(middle, cross, self.layers), **extra).float()
 
 
 def load_checkpoint_base(checkpoint: Path, encoders: list[Path]) -> CheckpointBase:

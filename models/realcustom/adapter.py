@@ -4,11 +4,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..common.attention import Attention, sdpa
 from ..common.errors import LikenessError
-from .config import RealCustomConfig, Split
+from .config import PROJECTOR, RealCustomConfig, Split, layer_name
 from .projector import UNREAD, build_projector
 
 
@@ -30,6 +31,18 @@ class RealCustom(nn.Module):
         self.layers = nn.ModuleDict({key.replace(".", "_"): ImageProjection(config.width, channels, operations, dtype, device)
                                      for key, channels in config.layers})
 
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fill every weight (host layers come without); values begin at zero, so that it changes nothing yet."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if ".norm" in name or name.endswith("projector.5.weight"):
+                    parameter.fill_(float(name.endswith("weight")))
+                elif name.endswith("bias") or name.endswith(".v.weight"):
+                    parameter.zero_()
+                elif parameter.ndim == 2:
+                    bound = parameter.shape[1] ** -0.5
+                    parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
     def encode(self, features: list[Tensor]) -> Tensor:
         """Features in the release's order -> tokens (b, l, d)."""
         return self.projector(features)
@@ -38,6 +51,18 @@ class RealCustom(nn.Module):
         """Tokens (b, l, d) -> keys and values (b, l, channels) of layer "output.3.0"."""
         layer: Any = self.layers[key.replace(".", "_")]
         return layer.k(tokens), layer.v(tokens)
+
+
+def release_names(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
+    """Our tensors under the names of the release's files; blocks: residual blocks a level of the base."""
+    out = {}
+    for name, value in state.items():
+        if name.startswith("projector."):
+            out[PROJECTOR + name.removeprefix("projector.")] = value
+        else:
+            _, key, which, _ = name.split(".")
+            out[layer_name(key.replace("_", "."), which, blocks)] = value
+    return out
 
 
 def build(config: RealCustomConfig, parts: Split, operations: Any = nn, dtype=None,

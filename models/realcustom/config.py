@@ -48,27 +48,43 @@ class Split(NamedTuple):
     base: dict[str, Any]
 
 
-def layer_key(name: str) -> tuple[str, str] | None:
+def layer_key(name: str, blocks: int = 2) -> tuple[str, str] | None:
     """("output.3.0", "k") of the diffusers name of an image projection, None for any other tensor.
 
-    SD1.5 and SDXL have two residual blocks a level: the host counts three entries a level going down (the first is
-    the input convolution) and three going up."""
+    blocks: residual blocks a level. The host counts one entry more than that a level, going down (the first is the input
+    convolution) and going up."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return None
     way, level, number, depth, which = match.groups()
     if way is None:
         return f"middle.0.{depth}", which
-    at = 3 * int(level) + int(number)
+    at = (blocks + 1) * int(level) + int(number)
     return (f"input.{at + 1}.{depth}" if way == "down" else f"output.{at}.{depth}"), which
+
+
+def layer_name(key: str, which: str, blocks: int = 2) -> str:
+    """The diffusers name of an image projection: the other way round."""
+    part, number, depth = key.split(".")
+    level, at = divmod(int(number) - (part == "input"), blocks + 1)
+    place = {"input": f"down_blocks.{level}.attentions.{at}", "output": f"up_blocks.{level}.attentions.{at}",
+             "middle": "mid_block.attentions.0"}[part]
+    return f"{place}.transformer_blocks.{depth}.attn2.to_{which}_vision.weight"
+
+
+def residual_blocks(names: Iterable[str]) -> int:
+    """Residual blocks a level of the network whose image projections have these names: one less than attentions going up."""
+    found = [match.groups() for match in map(_LAYER.fullmatch, names) if match is not None and match[1] is not None]
+    return max([1, *(int(number) + (way == "down") for way, _, number, *_ in found)])
 
 
 def split(state: Mapping[str, Any]) -> Split:
     """Sorts the tensors of a file (or their shapes) into projector, image K/V and everything else."""
     out = Split({}, {}, {})
-    for name, value in state.items():
-        name = _WRAPPERS.sub("", name, count=1)
-        found = layer_key(name)
+    plain = {_WRAPPERS.sub("", name, count=1): value for name, value in state.items()}
+    blocks = residual_blocks(plain)
+    for name, value in plain.items():
+        found = layer_key(name, blocks)
         if name.startswith(PROJECTOR):
             out.projector[name[len(PROJECTOR):]] = value
         elif found is not None:
@@ -76,6 +92,11 @@ def split(state: Mapping[str, Any]) -> Split:
         else:
             out.base[name] = value
     return out
+
+
+def base_of(width: int) -> str:
+    """The family of base models whose text rows have this width."""
+    return _BASES.get(width, f"text width {width}")
 
 
 def is_own(name: str) -> bool:
@@ -112,7 +133,7 @@ def identify(state: Mapping[str, Any], metadata: Mapping[str, str] | None = None
     layers = tuple((key, _shape(parts.layers[f"{key}.k"])[0]) for key in keys)
     shallow = "projector2.0.weight" in names
     config = RealCustomConfig(width, vision, (("siglip", 1152), ("dinov2", 1024)), ((25,), (22,)), layers, shallow,
-                              "scale_value.value" in names, _BASES.get(width, f"text width {width}"))
+                              "scale_value.value" in names, base_of(width))
     if shallow:
         config = config._replace(blocks=((7, 13, 19, 25), (4, 10, 16, 22)))
     return _check(config._replace(**_fields(metadata or {})))

@@ -59,14 +59,16 @@ class MaskSum:
         assert self.total is not None
         return self.total / self.count
 
-    def finish(self, scope: float, self_map: Tensor | None = None) -> Tensor:
+    def finish(self, scope: float, self_map: Tensor | None = None, region: Tensor | None = None) -> Tensor:
         """(b, 1, h, w) mask; self_map (b, n, n) spreads the mean over places that look alike, n = h w.
 
-        As in the release, a mean that no strategy word normalises is not spread."""
-        mean = self.mean()
+        As in the release, a mean that no strategy word normalises is not spread. region (b or 1, 1, h, w): where the
+        prompt itself counts; beyond it the word is not looked for."""
+        mean = self.mean() if region is None else self.mean() * region
         if self_map is not None and self.words & set(STRATEGIES):
             mean = (self_map @ mean.flatten(1)[..., None]).reshape(mean.shape)
-        return cut(normalised(mean, self.words), scope, self.words)
+        mask = cut(normalised(mean, self.words), scope, self.words)
+        return mask if region is None else torch.where(region > 0, mask, 0.0)
 
 
 def normalised(mean: Tensor, words: frozenset[str]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Middle = Callable[[str, Tensor], Tensor]
+Cross = Callable[[str, Tensor, Tensor, int], Tensor]
 Features = list[tuple[Tensor, Tensor]]
 
 
@@ -17,7 +18,8 @@ class Batch(NamedTuple):
 
     reference: (n, 3, h, w) in 0..1, cut out. target: (n, 3, h, w) in 0..1. latents: of the target.
     words: each sample's category word as it stands in its caption. features: of the reference, per encoder
-    (class token (n, d_e), patch tokens (n, t, d_e)). embeds: of the target, (n, e) or (n, t, e).
+    (class token (n, d_e), patch tokens (n, t, d_e)), or one pair (deep, local) for RealCustom++. embeds: of the target,
+    (n, e) or (n, t, e). mask: (n, h, w) where the subject is in the target.
     """
     reference: Tensor | None
     target: Tensor | None
@@ -26,6 +28,7 @@ class Batch(NamedTuple):
     words: list[str]
     features: Features | None = None
     embeds: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Base(Protocol):
@@ -56,8 +59,9 @@ class Base(Protocol):
     def noised(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input, what is to be predicted, and a loss weight: (c,) per channel, broadcastable, or None."""
 
-    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None) -> Tensor:
-        """Prediction. Each transformer block calls middle(key, x (n, t, c)) -> x after self-attention.
+    def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None, cross: Cross | None = None) -> Tensor:
+        """Prediction. Each transformer block calls middle(key, x (n, t, c)) -> x after self-attention, and
+        cross(key, queries (n, t, c), text attention (n, t, c), heads) -> what goes on to its output projection.
 
         rows belong to the last `encode_text`, so that a base may keep what else that text gave (SDXL).
         """
@@ -82,6 +86,14 @@ class Positioned(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """A task whose parameters do not all learn at one rate."""
+
+    def rate(self, name: str) -> float:
+        """Factor on the learning rate of the parameter "<module>.<parameter>"."""
 
 
 class Task(Protocol):

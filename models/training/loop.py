@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from . import checkpoint
-from .base import Positioned, Source, Task
+from .base import Positioned, Rated, Source, Task
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 
@@ -124,9 +124,13 @@ class Run:
                       for name, _ in module.named_parameters()]
         self.params: list[Tensor] = [p for module in task.modules().values() for p in module.parameters()]
         self.ema = [p.detach().clone() for p in self.params]
-        # Decay pulls matrices only: norms, biases and gates have no reason to go to zero.
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.params if p.ndim > 1]},
-                                        {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0}]
+        rates = [task.rate(name) if isinstance(task, Rated) else 1.0 for name in self.names]
+        groups: list[dict[str, Any]] = []
+        for rate in dict.fromkeys(rates):
+            own = [p for p, other in zip(self.params, rates, strict=True) if other == rate]
+            # Decay pulls matrices only: norms, biases and gates have no reason to go to zero.
+            groups += [{"params": [p for p in own if p.ndim > 1], "rate": rate},
+                       {"params": [p for p in own if p.ndim <= 1], "rate": rate, "weight_decay": 0.0}]
         # Fused on the CPU, where it keeps a small adapter's step cheap; elsewhere the ordinary choice.
         on_cpu = all(p.device.type == "cpu" for p in self.params)
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=cfg.lr,
@@ -152,7 +156,7 @@ class Run:
             self._fail(f"the size of the gradient is {norm.item()}")
         lr = cfg.lr_at(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.optimizer.step()
         # Young averages would remember the start for long, so their memory grows with the number of steps.
         decay = min(cfg.ema, (1 + self.step) / (10 + self.step))

@@ -12,10 +12,13 @@ import os
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from likeness.models.demo.world import Variation
 
 IDENTITIES, STEPS, CFG = 16, 20, 3.0
 MEASURES = ("retrieval", "retrieval_hard", "scene", "place", "leak")
@@ -51,8 +54,9 @@ class Trials(NamedTuple):
 
 
 @cache
-def trials(seed: int, each: int) -> Trials:
-    """16 held-out identities of a training seed, `each` pictures of them, references facing both ways in turn."""
+def trials(seed: int, each: int, variation: Variation) -> Trials:
+    """16 held-out identities of a training seed, `each` pictures of them; references vary as the base's world does, and face
+    both ways in turn in any world: they are cut out, and adapters learn from such."""
     from bench._looks import hard_candidates
     from bench.custany import candidates
 
@@ -67,13 +71,13 @@ def trials(seed: int, each: int) -> Trials:
     scene, place = (identity + j) % len(world.SCENES), (identity + 2 * j) % len(world.PLACES)
     mirror = (identity + j) % 2
     both = {name: value.repeat_interleave(2) for name, value in ids.items()}
-    pose = world.draw_poses(2 * IDENTITIES, g, world.WIDE)
+    pose = world.draw_poses(2 * IDENTITIES, g, variation)
     pose["mirror"] = torch.arange(2).repeat(IDENTITIES)
     where = torch.randint(0, len(world.SCENES), (2 * IDENTITIES,), generator=g)
-    drawn = creatures.draw_pictures(both, pose, where, world.draw_scene_parameters(2 * IDENTITIES, g, world.WIDE), 256)
+    drawn = creatures.draw_pictures(both, pose, where, world.draw_scene_parameters(2 * IDENTITIES, g, variation), 256)
     n = len(identity)
-    right = world.draw_poses(n, g, world.WIDE) | {"place": place, "mirror": mirror}
-    truth = creatures.draw_pictures(world.select(ids, identity), right, scene, world.draw_scene_parameters(n, g, world.WIDE))
+    right = world.draw_poses(n, g, variation) | {"place": place, "mirror": mirror}
+    truth = creatures.draw_pictures(world.select(ids, identity), right, scene, world.draw_scene_parameters(n, g, variation))
     return Trials(ids, [rows for rows, _ in found], sum(count for _, count in found) / IDENTITIES, identity, scene, place, mirror,
                   drawn.picture.unflatten(0, (IDENTITIES, 2)), drawn.mask.unflatten(0, (IDENTITIES, 2)),
                   torch.randn(n, CHANNELS, 8, 8, generator=g), truth.picture)
@@ -102,17 +106,21 @@ class Studio:
         from bench.custany import load_judge
 
         from likeness.models.common import files
+        from likeness.models.demo.world import world_of
         from likeness.models.hosting.demo import load_base
 
         self.weights, self.adapters, self.folder, self.each = weights, adapters, folder, each
         self.model, self.clip, self.vae = load_base(None, weights / "base.safetensors")
+        self.world = world_of(files.read_header(weights / "base.safetensors").metadata)
         self.judge, self.judge_says = load_judge(weights)
         self.common = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "judge")]
         self.kept = folder / "ablation_rows.json"
         self.rows: dict[str, dict[str, Any]] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
 
     def trials(self, seed: int) -> Trials:
-        return trials(seed, self.each)
+        from likeness.models.demo.world import WORLDS
+
+        return trials(seed, self.each, WORLDS[self.world])
 
     def adapter_file(self, variant: str, seed: int) -> Path:
         from likeness.models.demo.ablation import folder_of

@@ -159,7 +159,8 @@ def ablation(weights: Path | None, adapters: Path, folder: Path, only: list[str]
         out = {"pictures_a_row": 16 * each * len(seeds), "training_seeds": len(seeds), "chance": round(1 / 16, 4),
                "chance_hard": round(1 / 64, 4), "chance_leak": 0.5, "judge_on_renders": studio.judge_says,
                "hard_in_one_attribute": round(sum(studio.trials(s).neighbours for s in seeds) / len(seeds), 1),
-               "device": str(studio.model.load_device), "missing": ", ".join(missing) or "nothing", **summary(rows)}
+               "device": str(studio.model.load_device), "world": studio.world,
+               "missing": ", ".join(missing) or "nothing", **summary(rows)}
         grids(studio, rows, seeds[0])
     (folder / "ablation.md").write_text(markdown(out), encoding="utf-8")
     return out

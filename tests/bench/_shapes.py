@@ -107,3 +107,50 @@ def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int
             plain.append(run({}))
         del kept
     return min(plain), min(injected), peak_ram()
+
+
+def customnet(_: str, threads: int, repeats: int = 2) -> dict[str, float]:
+    """A step at 256 x 256 (two rows) without and with the object, and peak RAM with the file's other
+    parts (image tower, text encoder, VAE) in memory as the host keeps them on a CPU."""
+    import comfy.clip_model
+    import comfy.ops
+    import torch
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    from likeness.models.hosting.customnet_unet import DualUNet
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    vision = {"model_type": "clip_vision_model", "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
+              "num_channels": 3, "patch_size": 14, "image_size": 224, "intermediate_size": 4096, "hidden_act": "quick_gelu",
+              "projection_dim": 768}
+    text = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
+            "hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
+    stage = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+             "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    with torch.inference_mode():
+        unet = DualUNet(image_size=32, in_channels=8, out_channels=4, use_spatial_transformer=True, legacy=False,
+                        dtype=torch.float32, operations=comfy.ops.disable_weight_init, **CONFIGS["sd15"])
+        kept = [comfy.clip_model.CLIPVisionModelProjection(vision, torch.float32, "cpu", comfy.ops.manual_cast),
+                comfy.clip_model.CLIPTextModel(text, torch.float32, "cpu", comfy.ops.manual_cast),
+                AutoencoderKL(ddconfig=stage, embed_dim=4)]
+        for part in (unet, *kept):
+            for parameter in part.parameters():
+                parameter.uniform_(-0.01, 0.01)
+        t, context, tokens = torch.tensor([500.0, 500.0]), torch.randn(2, 77, 768), torch.randn(2, 1, 768)
+
+        def run(side: int = 32, **more: Any) -> float:
+            begin = time.perf_counter()
+            unet(torch.randn(2, 8, side, side), t, context=context, **more)
+            return time.perf_counter() - begin
+        run(16, object_context=tokens)  # the first run pays for memory that the system hands out
+        shown = min(run(object_context=tokens) for _ in range(repeats))
+        plain = min(run() for _ in range(repeats))
+        del kept
+    return {"peak_ram_gib": peak_ram(), "plain_step_s": plain, "object_step_s": shown, "ratio": shown / plain}
+
+
+def custany(family: str, threads: int) -> dict[str, float]:
+    """The row of `bench shapes`: encoders, adapter and UNet, two rows of CFG with two references."""
+    plain, injected, peak = step_seconds(family, threads, encoders=True, repeats=1)
+    return {"peak_ram_gib": peak, "plain_step_s": plain, "injected_step_s": injected, "ratio": injected / plain}

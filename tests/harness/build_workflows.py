@@ -18,7 +18,7 @@ from .canvas import Board, write
 from .client import Client
 from .paths import ROOT, WORKFLOWS, HarnessError
 from .server import Server
-from .workflow_inversion import change_subject, drawing, exact, fusion, keep_the_scene
+from .workflow_inversion import bring_back, change_subject, drawing, exact, fuse_identities, fusion, keep_the_scene
 from .workflow_parts import (
     BLUE,
     GREEN,
@@ -167,7 +167,8 @@ def build(info: dict) -> dict[str, dict]:
 
 def blueprints(info: dict) -> dict[str, dict]:
     """Sub-graph files by name."""
-    return {sub.name: sub.blueprint() for sub in (keep_a_subject(info), keep_the_scene(info))}
+    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities)
+    return {sub.name: sub.blueprint() for sub in (make(info) for make in makers)}
 
 
 def signature(workflow: dict) -> dict[str, dict]:

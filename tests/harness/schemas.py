@@ -16,12 +16,15 @@ DOCS = ROOT / "js" / "docs"
 # Choices that are files of the machine, not part of the contract.
 FILE_INPUTS = {
     "Likeness_LoadAdapter": ("file",), "Likeness_LoadEncoders": ("first", "second"), "Likeness_LoadSubject": ("file",),
-    "Likeness_LoadInversion": ("file",),
+    "Likeness_LoadInversion": ("file",), "Likeness_LoadPhotoMaker": ("file",), "Likeness_LoadInstantID": ("file",),
+    "Likeness_LoadFaceModels": ("pack",), "Likeness_LoadFaceSwapper": ("file",),
+    "Likeness_LoadFaces": ("file",),
 }
 SOCKETS = {
     "LIKENESS_ENCODERS": "vision encoders", "LIKENESS_ADAPTER": "subject adapter", "LIKENESS_SUBJECT": "subject",
     "LIKENESS_WORD": "subject word", "LIKENESS_GUIDANCE": "guidance", "LIKENESS_LAYER_WEIGHTS": "layer weights",
-    "LIKENESS_INVERSION": "inversion",
+    "LIKENESS_INVERSION": "inversion", "LIKENESS_FACE_MODELS": "face models", "LIKENESS_FACE_SWAPPER": "face swapper",
+    "LIKENESS_FACES": "faces", "LIKENESS_INSTANTID": "InstantID",
 }
 
 Nodes = dict[str, Any]

@@ -19,6 +19,8 @@ from .workflow_parts import (
 )
 
 KEEP = "Keep the Scene (CustomEnhancer)"
+BACK = "Bring a Picture Back (ResInversion)"
+FUSE = "From One Identity to Another (CustomEnhancer)"
 SCHEDULE = {"scheduler": "normal", "steps": 20, "denoise": 1.0}
 CFG = 3.0
 
@@ -43,19 +45,62 @@ def scene_by_text(group: Group, world: Node, text: str, seed: int) -> Link:
     return picture
 
 
-def record(group: Group, guider: Link, model: Link, latent: Link) -> Node:
-    steps = group.add("BasicScheduler", {"model": model, **SCHEDULE})
-    return group.add("Likeness_ResInversion", {"guider": guider, "sigmas": steps["SIGMAS"], "latent_image": latent})
+def walk(sub: Sub, where: tuple[int, int], guider: Link, model: Link, latent: Link, vae: Link,
+         mask: Link | None = None, many: Link | None = None) -> tuple[Node, Node, Node, Link]:
+    """Records a latent and replays it (or a batch of it): (steps, recording, BiMD Sampler, picture)."""
+    first = sub.group("Record", where, GREEN)
+    steps = first.add("BasicScheduler", {"model": model, **SCHEDULE})
+    recorded = first.add("Likeness_ResInversion", {"guider": guider, "sigmas": steps["SIGMAS"], "latent_image": latent})
+    second = sub.group("Replay", (where[0] + 1, where[1]), PURPLE)
+    sampler = second.add("Likeness_BiMDSampler", {"inversion": recorded["inversion"], **({"mask": mask} if mask else {})})
+    noise = second.add("DisableNoise", {})
+    run = second.add("SamplerCustomAdvanced", {
+        "noise": noise["NOISE"], "guider": guider, "sampler": sampler["sampler"], "sigmas": recorded["sigmas"],
+        "latent_image": many or latent}, column=1)
+    picture = second.add("VAEDecode", {"samples": run["output"], "vae": vae}, column=1)
+    return steps, recorded, sampler, picture["IMAGE"]
 
 
-def replay(group: Group, guider: Link, inversion: Node, latent: Link, vae: Link) -> Link:
-    """The picture out of a recording."""
-    sampler = group.add("Likeness_BiMDSampler", {"inversion": inversion["inversion"]})
-    noise = group.add("DisableNoise", {})
-    run = group.add("SamplerCustomAdvanced", {
-        "noise": noise["NOISE"], "guider": guider, "sampler": sampler["sampler"], "sigmas": inversion["sigmas"],
-        "latent_image": latent}, column=1)
-    return group.add("VAEDecode", {"samples": run["output"], "vae": vae}, column=1)["IMAGE"]
+def bring_back(info: dict) -> Sub:
+    """A picture and its prompt in, the same picture and its recording out."""
+    sub = Sub(BACK, info, "Inverts a picture and brings it back: records the picture's way to noise (ResInversion) and walks it "
+              "down again. Nothing is changed; the recording can be judged, saved and edited.")
+    model, positive, negative, vae, image = (sub.input(*pair) for pair in (
+        ("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE")))
+    ready = sub.group("Guide", (0, 0), GREY)
+    guider = ready.add("CFGGuider", {"model": model, "positive": positive, "negative": negative, "cfg": CFG})
+    latent = ready.add("VAEEncode", {"pixels": image, "vae": vae})["LATENT"]
+    steps, recorded, sampler, picture = walk(sub, (1, 0), guider["GUIDER"], model, latent, vae)
+    for name, node in (("manipulation_start", sampler), ("cfg", guider), ("steps", steps), ("closed_loop", recorded)):
+        sub.promote(name, node, name)
+    sub.output("image", picture)
+    sub.output("inversion", recorded["inversion"])
+    sub.output("guider", guider["GUIDER"])
+    return sub
+
+
+def fuse_identities(info: dict) -> Sub:
+    """A picture and two identities in, the way from one to the other in the same scene out."""
+    sub = Sub(FUSE, info, "The way from one identity to another inside a picture: inverts the picture and replays it once for "
+              "each mixture, the first picture with the first identity alone, the last one with the second alone.")
+    names = (("model", "MODEL"), ("first", "CONDITIONING"), ("second", "CONDITIONING"), ("free", "CONDITIONING"),
+             ("negative", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE"))
+    model, first, second, free, negative, vae, image = (sub.input(*pair) for pair in names)
+    mix = sub.group("Two identities", (0, 0), GREY)
+    guider = mix.add("Likeness_EnhancerGuider", {"model": model, "positive": first, "free": free, "negative": negative,
+                                                 "cfg": CFG})
+    both = mix.add("Likeness_IdentityFusion", {"guider": guider["guider"], "positive": second, "weight": 1.0, "keep": 0.0,
+                                               "path": True})
+    latent = mix.add("VAEEncode", {"pixels": image, "vae": vae}, column=1)["LATENT"]
+    many = mix.add("RepeatLatentBatch", {"samples": latent, "amount": 5}, column=1, title="Pictures on the way")
+    steps, recorded, sampler, pictures = walk(sub, (1, 0), both["guider"], model, latent, vae, many=many["LATENT"])
+    for name, node, widget in (("pictures", many, "amount"), ("manipulation_start", sampler, "manipulation_start"),
+                               ("forward_strength", sampler, "forward_strength"), ("cfg", guider, "cfg"),
+                               ("steps", steps, "steps")):
+        sub.promote(name, node, widget)
+    sub.output("images", pictures)
+    sub.output("inversion", recorded["inversion"])
+    return sub
 
 
 def keep_the_scene(info: dict) -> Sub:
@@ -66,25 +111,16 @@ def keep_the_scene(info: dict) -> Sub:
         ("model", "MODEL"), ("positive", "CONDITIONING"), ("free", "CONDITIONING"), ("negative", "CONDITIONING"),
         ("vae", "VAE"), ("image", "IMAGE")))
     mask = sub.input("mask", "MASK", required=False)
-    first = sub.group("Record", (0, 0), GREEN)
-    latent = first.add("VAEEncode", {"pixels": image, "vae": vae})["LATENT"]
-    guider = first.add("Likeness_EnhancerGuider", {"model": model, "positive": positive, "free": free, "negative": negative,
+    ready = sub.group("Guide", (0, 0), GREY)
+    latent = ready.add("VAEEncode", {"pixels": image, "vae": vae})["LATENT"]
+    guider = ready.add("Likeness_EnhancerGuider", {"model": model, "positive": positive, "free": free, "negative": negative,
                                                    "cfg": CFG})
-    steps = first.add("BasicScheduler", {"model": model, **SCHEDULE})
-    recorded = first.add("Likeness_ResInversion", {"guider": guider["guider"], "sigmas": steps["SIGMAS"],
-                                                   "latent_image": latent}, column=1)
-    second = sub.group("Replay with the identity", (1, 0), PURPLE)
-    sampler = second.add("Likeness_BiMDSampler", {"inversion": recorded["inversion"], "mask": mask})
-    noise = second.add("DisableNoise", {})
-    run = second.add("SamplerCustomAdvanced", {
-        "noise": noise["NOISE"], "guider": guider["guider"], "sampler": sampler["sampler"], "sigmas": recorded["sigmas"],
-        "latent_image": latent}, column=1)
-    picture = second.add("VAEDecode", {"samples": run["output"], "vae": vae}, column=1)
+    steps, recorded, sampler, picture = walk(sub, (1, 0), guider["guider"], model, latent, vae, mask)
     for name in ("manipulation_start", "forward_strength", "backward_strength"):
         sub.promote(name, sampler, name)
     sub.promote("cfg", guider, "cfg")
     sub.promote("steps", steps, "steps")
-    sub.output("image", picture["IMAGE"])
+    sub.output("image", picture)
     sub.output("inversion", recorded["inversion"])
     return sub
 
@@ -112,22 +148,20 @@ def exact(board: Board) -> None:
     world, group = start(board)
     group.title = "2  Picture"
     picture = small(group, "likeness_scene", "Picture")
-    words = board.group("3  Record", (2, 0), GREEN)
+    words = board.group("3  What it shows", (2, 0), PURPLE)
     now = words.add("CLIPTextEncode", {"clip": world["clip"], "text": "a photo of a bear on the beach, left"},
                     title="What the picture shows")
     empty = words.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")
-    guider = words.add("CFGGuider", {"model": world["model"], "positive": now["CONDITIONING"],
-                                     "negative": empty["CONDITIONING"], "cfg": CFG})
-    latent = words.add("VAEEncode", {"pixels": picture, "vae": world["vae"]}, column=1)
-    recorded = record(words, guider["GUIDER"], world["model"], latent["LATENT"])
-    back = board.group("4  Bring it back", (3, 0), PURPLE)
-    result = replay(back, guider["GUIDER"], recorded, latent["LATENT"], world["vae"])
+    there = board.group("4  Record it, bring it back", (3, 0), GREEN)
+    back = there.add(bring_back(board.info), {"model": world["model"], "positive": now["CONDITIONING"],
+                                              "negative": empty["CONDITIONING"], "vae": world["vae"], "image": picture},
+                     width=340)
     report = board.group("5  What the recording is worth", (3, 1), GREY)
-    judged = report.add("Likeness_InversionReport", {"inversion": recorded["inversion"], "vae": world["vae"],
-                                                     "guider": guider["GUIDER"]}, room=230)
+    judged = report.add("Likeness_InversionReport", {"inversion": back["inversion"], "vae": world["vae"],
+                                                     "guider": back["guider"]}, room=230)
     report.add("PreviewAny", {"source": judged["text"]}, title="What it says", room=160, column=1)
     out = board.group("6  Result", (4, 0), BLUE)
-    save(out, result, "exact inversion", room=240)
+    save(out, back["image"], "exact inversion", room=240)
     strip = board.group("7  From noise to the picture", (4, 1), BLUE)
     big = strip.add("ImageScaleBy", {"image": judged["strip"], "upscale_method": "nearest-exact", "scale_by": ENLARGE},
                     title="Enlarge the tiny strip", width=420)
@@ -175,22 +209,17 @@ def fusion(board: Board) -> None:
     empty = words.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")
     a = inject(words, world["model"], prompt["conditioning"], empty["CONDITIONING"], first, prompt["word"], "First identity")
     b = inject(words, a["model"], prompt["conditioning"], a["negative"], second, prompt["word"], "Second identity", column=1)
-    mix = board.group("5  From the first to the second", (3, 0), GREEN)
-    guider = mix.add("Likeness_EnhancerGuider", {"model": b["model"], "positive": a["positive"], "free": prompt["conditioning"],
-                                                 "negative": b["negative"], "cfg": CFG})
-    both = mix.add("Likeness_IdentityFusion", {"guider": guider["guider"], "positive": b["positive"], "weight": 1.0, "keep": 0.0,
-                                               "path": True})
-    latent = mix.add("VAEEncode", {"pixels": scene, "vae": world["vae"]}, column=1)
-    many = mix.add("RepeatLatentBatch", {"samples": latent["LATENT"], "amount": 5}, column=1, title="Pictures on the way")
-    recorded = record(mix, both["guider"], world["model"], latent["LATENT"])
-    pictures = replay(board.group("6  Replay", (4, 0), PURPLE), both["guider"], recorded, many["LATENT"], world["vae"])
-    report = board.group("7  The recording", (4, 1), GREY)
-    judged = report.add("Likeness_InversionReport", {"inversion": recorded["inversion"], "vae": world["vae"]}, room=230)
+    way = board.group("5  From the first to the second", (3, 0), GREEN)
+    mixed = way.add(fuse_identities(board.info), {
+        "model": b["model"], "first": a["positive"], "second": b["positive"], "free": prompt["conditioning"],
+        "negative": b["negative"], "vae": world["vae"], "image": scene}, width=360)
+    report = board.group("6  The recording", (4, 1), GREY)
+    judged = report.add("Likeness_InversionReport", {"inversion": mixed["inversion"], "vae": world["vae"]}, room=230)
     strip = report.add("ImageScaleBy", {"image": judged["strip"], "upscale_method": "nearest-exact", "scale_by": ENLARGE},
                        title="Enlarge the tiny strip", column=1)
     report.add("PreviewImage", {"images": strip["IMAGE"]}, title="From noise to the picture", room=160, column=1)
-    out = board.group("8  Result", (5, 0), BLUE)
-    grid = out.add("ImageGrid", {"images": pictures, "columns": 5, "cell_width": SIDE, "cell_height": SIDE, "padding": 0})
+    out = board.group("7  Result", (5, 0), BLUE)
+    grid = out.add("ImageGrid", {"images": mixed["images"], "columns": 5, "cell_width": SIDE, "cell_height": SIDE, "padding": 0})
     save(out, grid["images"], "identity fusion", room=240)
 
 

@@ -102,18 +102,17 @@ copy of the block *One scene of the story*; core's Stitch Images puts the four p
 *Enter subgraph*, a button on each block, shows what is in it; a change inside counts for all four.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "6 Exact inversion": note("""# Exact inversion
-**A picture in, the same picture out (but for the VAE)**, after a walk up into noise and down again. *ResInversion Sampler*
-records the way and what
-plain sampling would miss at each step; *BiMD Sampler* walks it back. With core's CFGGuider there is no identity in it yet:
-this is
-the ground that the next workflows stand on.
+**A picture in, the same picture out (but for the VAE)**, after a walk up into noise and down again. In the block *Bring a Picture
+Back* ResInversion Sampler records the way and what plain sampling would miss at each step, and BiMD Sampler walks it back. There
+is no identity in it yet: this is the ground that the next workflows stand on.
 
 ## What to change
-- **manipulation_start** of BiMD Sampler: at 20, the number of steps, every step is copied from the recording and the picture
-comes
+- **manipulation_start** of the block: at 20, the number of steps, every step is copied from the recording and the picture comes
   back to the last bit of its latent. At 0 each step is sampled anew, and the error stays small.
 - **What it says** tells the error in dB: above 60 nobody sees it. The **plot** shows where the model had to be corrected.
-- **cfg** in CFGGuider: raise it and look at plot and error.
+- **cfg** of the block: raise it and look at plot and error. **closed_loop** takes the rest of the error away.
+
+*Enter subgraph*, a button on the block, shows what is in it.
 
 ## Your own picture
 Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL,
@@ -132,16 +131,16 @@ gives the old picture back unchanged. Three settings stand side by side.
 - A picture of your own as the scene: connect Load Image (and Image Scale to the size) to **image** of the blocks.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "8 Identity fusion": note("""# Identity fusion
-**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. *Identity
-Fusion* with **path** on gives the first picture the first identity alone and the last one the second alone; the others lie
-between. All share one recording of one scene.
+**The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. In the block
+*From One Identity to Another* Identity Fusion with **path** on gives the first picture the first identity alone and the last one
+the second alone; the others lie between. All share one recording of one scene.
 
 ## What to change
-- **Pictures on the way**: how many (and **columns** in the grid).
-- **path** off, **weight** and **keep** at 0.5: one mixture in all pictures.
-- **manipulation_start** in BiMD Sampler: more keeps more of the scene picture.
+- **pictures** of the block: how many lie on the way (and **columns** in the grid).
+- Inside the block (*Enter subgraph*) **path** off, **weight** and **keep** at 0.5: one mixture in all pictures.
+- **manipulation_start** of the block: more keeps more of the scene picture.
 
-Below the replay the strip of the recording shows the picture coming out of its noise.""",
+The strip of the recording shows the picture coming out of its noise.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL),
     "9 Identity on a drawing": note("""# Identity on a drawing
 **A drawing in, the same drawing with another subject's look.** Nothing describes the style: it is in the recording of the

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from host.support import comfy
-from likeness.models.common.records import Subject, Word
+from likeness.models.common.records import Guidance, Subject, Word
 from likeness.models.hosting.adapters import Adapter, make_adapter
+from likeness.models.hosting.guidance import KEEPS, make_guidance
 from likeness.models.hosting.inject import Injected, Strengths, inject
 from likeness.models.hosting.prompt import HASH_KEY
 from likeness.models.realcustom import schedule
@@ -94,6 +95,11 @@ def prompts() -> tuple[Any, Any, Word]:
 def injected(base: Any = None, of: Adapter | None = None, **more: Any) -> Injected:
     positive, negative, word = prompts()
     return inject(base or model(), positive, negative, subject(of), word, Strengths(0.0, 1.0), **more)
+
+
+def guidance(norm: str = "max_norm", refresh: int = 3, scope: float = schedule.SCOPE, **more: Any) -> Guidance:
+    """As in the golden loop: a quarter of the places, the first three steps."""
+    return make_guidance(prompts()[2], scope, norm, KEEPS[0], False, refresh, **more)
 
 
 def levels(steps: int) -> Tensor:

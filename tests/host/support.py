@@ -44,13 +44,15 @@ from comfy_api.input import CurveInput  # noqa: E402, F401
 from torch import Tensor  # noqa: E402
 
 import nodes as core  # noqa: E402, F401
-from likeness.models.common.records import Subject  # noqa: E402
+from likeness.models.common.records import Guidance, Subject  # noqa: E402
 from likeness.models.custany.adapter import CustAny  # noqa: E402
 from likeness.models.custany.config import CustAnyConfig, to_metadata  # noqa: E402
 from likeness.models.demo.captions import CONTEXT_LENGTH  # noqa: E402
 from likeness.models.hosting import demo, stamps  # noqa: E402
 from likeness.models.hosting.adapters import Adapter, make_adapter  # noqa: E402
 from likeness.models.hosting.blocks import attention_blocks  # noqa: E402
+from likeness.models.hosting.guidance import KEEPS, make_guidance  # noqa: E402
+from likeness.models.hosting.guidance import LIST as GUIDES  # noqa: E402
 from likeness.models.hosting.inject import Injected, Strengths, inject  # noqa: E402
 from likeness.models.hosting.injector import LocalInjection, Plan, Timing  # noqa: E402
 from likeness.models.hosting.prompt import encode_prompt  # noqa: E402
@@ -220,9 +222,17 @@ def plain(kind: str = "sd15", model: Any = None, **more: Any) -> Tensor:
     return sample(model or base(kind)[0], prompt(kind)[0], encode(kind, "blurry"), kind=kind, **more)
 
 
-class Named:
-    """Stands for a GUIDANCE: the injector reads its name only."""
-    name = "live"
+def guidance(word: Any = None, scope: float = 0.25, norm: str = "max_norm", keep: str = KEEPS[0], binary: bool = False,
+             refresh: int = 12, **more: Any) -> Guidance:
+    """A GUIDANCE, of the word of PROMPT on the SD1.5 base unless another WORD is given."""
+    return make_guidance(word or prompt("sd15")[1], scope, norm, keep, binary, refresh, **more)
+
+
+def blind(model: Any) -> Any:
+    """A clone whose guidance never runs, as under a sampler that asks the model in a way of its own."""
+    model = model.clone()
+    model.remove_wrappers_with_key("calc_cond_batch", GUIDES)
+    return model
 
 
 # -- one call of the patch ------------------------------------------------------------------------------

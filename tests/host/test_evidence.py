@@ -14,13 +14,13 @@ from harness import mini
 from host.support import comfy, miniature
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
-from likeness.models.demo import ablation, lessons, pretrain, recipe, world
+from likeness.models.demo import ablation, lessons, pretrain, recipe, recontext, world
 from likeness.models.demo.judge import Judge
 from likeness.models.hosting import training_base
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.prompt import encode_prompt
 from likeness.models.hosting.subjects import extract_from_picture
-from likeness.nodes import training_cli, training_miniature
+from likeness.nodes import training_cli, training_miniature, training_realcustom
 
 PAIRS = 6
 
@@ -112,6 +112,44 @@ def test_every_variant_is_another_training(weights, adapters, monkeypatch):
     stamps = {path: path.stat().st_mtime_ns for path in adapters.glob("*/adapter.safetensors")}
     assert len(train_all(adapters, weights)) == 6 == len(stamps) and not drawn
     assert {path: path.stat().st_mtime_ns for path in adapters.glob("*/adapter.safetensors")} == stamps
+
+
+@pytest.mark.parametrize("method", ["custany", "realcustom"])
+def test_lessons_are_of_the_world_that_the_base_draws(weights, tmp_path, monkeypatch, method):
+    room, train = {"custany": (lessons, training_miniature.train_miniature),
+                   "realcustom": (recontext, training_realcustom.train_miniature_realcustom)}[method]
+    asked: list[world.Variation] = []
+
+    class Stop(Exception):
+        pass
+
+    def prepare(n: int, seed: int, variation: world.Variation, *rest: Any) -> None:
+        asked.append(variation)
+        raise Stop
+    monkeypatch.setattr(room, "prepare", prepare)
+    own = tmp_path / "weights"
+    own.mkdir()
+    for name in ("dino", "mae"):  # three heads of RealCustom++'s projector side by side
+        files.save(own / f"{name}.safetensors", mini.encoder_state({"dino": "dinov2"}.get(name, name), 20, 96),
+                   mini.encoder_metadata({"dino": "dinov2"}.get(name, name)))
+    state, metadata = files.load(weights / "base.safetensors")
+    for label in ("easy", "wide"):
+        files.save(own / "base.safetensors", state, metadata | ({"world": label} if label == "wide" else {}))
+        with pytest.raises(Stop):
+            train(tmp_path / label, own, "test", pairs=PAIRS, steps=1)
+    assert asked == [world.EASY, world.WIDE]
+    assert _ablation_world(own, weights, tmp_path) == ("wide", world.WIDE)
+
+
+def _ablation_world(own: Path, weights: Path, tmp_path: Path) -> tuple[str, world.Variation]:
+    """What the bench makes of a folder of weights."""
+    (own / "judge.safetensors").write_bytes((weights / "judge.safetensors").read_bytes())
+    asked = []
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(_ablation, "trials", lambda seed, each, variation: asked.append(variation))
+        studio = _ablation.Studio(own, tmp_path, tmp_path, 2)
+        studio.trials(0)
+    return studio.world, asked[0]
 
 
 def test_a_run_goes_on_and_never_on_other_lessons(weights, tmp_path):

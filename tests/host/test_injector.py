@@ -11,10 +11,10 @@ from torch import Tensor
 from host.support import (
     PROMPT,
     CurveInput,
-    Named,
     adapter,
     adapter_state,
     base,
+    blind,
     by_hand,
     call,
     cfg_guider,
@@ -22,6 +22,7 @@ from host.support import (
     config_for,
     draw,
     encode,
+    guidance,
     inject_into,
     injected,
     latent_of,
@@ -149,7 +150,8 @@ def test_labels_of_other_settings_differ():
     half[..., 4:] = 0
     settings = [
         {}, {"strengths": Strengths(0.0, 0.9)}, {"strengths": Strengths(0.0, 1.0, 0.1)}, {"seed": 2}, {"mask": half},
-        {"mask": half.flip(-1)}, {"curve": curve}, {"layers": (("output.3.0", 0.5),)}, {"guidance": Named()}]
+        {"mask": half.flip(-1)}, {"curve": curve}, {"layers": (("output.3.0", 0.5),)},
+        {"guidance": guidance()}, {"guidance": guidance(scope=0.2)}]
     numbers = set()
     for more in settings:
         done = inject_into(base("sd15")[0], **more)
@@ -276,10 +278,10 @@ def test_cancel_in_mid_sampling_leaves_no_trace():
 
 
 def test_an_error_in_mid_sampling_leaves_no_trace():
-    waiting = inject_into(base("sd15")[0], guidance=Named())
+    waiting = inject_into(base("sd15")[0], guidance=guidance())
     before = run(injected())
     with pytest.raises(LikenessError):
-        run(waiting)
+        run(waiting._replace(model=blind(waiting.model)))
     assert torch.equal(run(injected()), before)
 
 

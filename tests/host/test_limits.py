@@ -10,15 +10,16 @@ from torch import Tensor
 
 from host.support import (
     CurveInput,
-    Named,
     adapter,
     base,
+    blind,
     by_hand,
     call,
     cfg_guider,
     core,
     draw,
     encode,
+    guidance,
     inject_into,
     injected,
     latent_of,
@@ -181,9 +182,9 @@ def test_a_mask_without_the_local_level_is_told_to_have_no_effect():
 
 
 def test_guidance_without_a_mask_stops_the_sampler():
-    done = inject_into(base("sd15")[0], guidance=Named())
-    with pytest.raises(LikenessError, match="Guidance Mask Generator"):
-        run(done)
+    done = inject_into(base("sd15")[0], guidance=guidance())
+    with pytest.raises(LikenessError, match="the sampler made none"):
+        run(done._replace(model=blind(done.model)))
 
 
 def test_guidance_masks_are_used_and_meet_the_artists_mask():

@@ -6,7 +6,7 @@ import torch
 
 from host import release
 from host.release import IO
-from host.support import Named, base, comfy
+from host.support import base, blind, comfy
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.base_weights import apply_base
 from likeness.models.hosting.blocks import attention_blocks
@@ -84,12 +84,14 @@ def check_loop(latents, predictions):
 
 def with_masks():
     """An injection whose live masks are those of the golden loop."""
-    done = release.injected(guidance=Named())
+    guidance = release.guidance()
+    done = release.injected(guidance=guidance)
+    done = done._replace(model=blind(done.model))
     levels = release.levels(6).tolist()
 
     def give(executor, model, conds, x, timestep, model_options):
         step = levels.index(float(timestep[0]))
-        live = {"live": IO["loop.6steps.reuse3.max_norm.masks"][step][None]}
+        live = {guidance.name: IO["loop.6steps.reuse3.max_norm.masks"][step][None]}
         options = {**model_options["transformer_options"], GUIDANCE_KEY: live}
         return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
     done.model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "test", give)

@@ -18,7 +18,7 @@ from likeness.models.hosting.image_attention import ImageInjection, ImagePlan, L
 from likeness.models.hosting.inject import STORAGE, Strengths, inject
 from likeness.models.hosting.injector import Timing
 from likeness.models.hosting.memory import patcher_of
-from likeness.models.hosting.realcustom import Pair, Store
+from likeness.models.hosting.stores import Pair, Store
 from unit import recipe
 
 CLOSE = {"atol": 1e-5, "rtol": 0}

@@ -11,6 +11,8 @@ HARD = (f"{UNIT}hard_candidates",)
 NUMBERS = (f"{UNIT}intervals_are_over_seeds_and_pictures", f"{UNIT}summary_verdicts_and_goals")
 TRIALS = (f"{UNIT}trials_and_measures",)
 DEVICE = (f"{HOST}nothing_of_the_miniature_stays_behind_on_the_cpu",)
+WORLD = (f"{HOST}lessons_are_of_the_world_that_the_base_draws",)
+LABEL = (f"{UNIT}a_base_of_either_world_is_labelled_when_it_is_one",)
 RUNS = (f"{HOST}a_run_goes_on_and_never_on_other_lessons",)
 BATCH = (f"{HOST}a_batch_is_what_the_nodes_make_one_by_one", f"{HOST}a_shuffled_row_takes_another_creatures_reference")
 
@@ -20,6 +22,16 @@ MUTATIONS = [
              'CORRELATED = ("turn",)', POSES),
     Mutation("all references stand as the target once any does", "models/demo/lessons.py",
              "same = torch.rand(n, generator=generator) < correlate", "same = torch.rand(n, generator=generator) < 1", POSES),
+    # -- the world of a base
+    Mutation("adapters of a wide base are taught with easy lessons", "nodes/training_miniature.py",
+             'WORLDS[world_of(files.read_header(weights / "base.safetensors").metadata)]', 'WORLDS["easy"]', WORLD),
+    Mutation("a wide base does not say so", "models/demo/recipe.py", '{} if world == "easy" else {"world": world}', "{}", LABEL),
+    Mutation("a wide base says so after its easy stages", "models/demo/recipe.py", 'world if done == stages else "easy"', "world",
+             LABEL),
+    Mutation("runs of both worlds share a checkpoint", "models/demo/recipe.py",
+             'self.folder if world == "easy" else self.folder / world', "self.folder", LABEL),
+    Mutation("references of the tables are easy on any base", "tests/bench/_ablation.py", "WORLDS[self.world]", 'WORLDS["easy"]',
+             WORLD),
     # -- the encoder that learned from captions
     Mutation("clip's norms before and after the blocks are swapped", "models/demo/pretrain.py",
              '"pre_norm": "pre_layrnorm", "norm": "post_layernorm"', '"pre_norm": "post_layernorm", "norm": "pre_layrnorm"',

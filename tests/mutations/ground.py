@@ -66,7 +66,7 @@ MUTATIONS = [
     Mutation("the mask is dead", HOSTING + "injector.py", "added = added * mask", "added = added * 1.0", LIMITS),
     Mutation("the area is cut with swapped axes", HOSTING + "row_masks.py",
              "mask = mask[y:y + height, x:x + width]", "mask = mask[x:x + width, y:y + height]", LIMITS),
-    Mutation("an empty mask passes", HOSTING + "inject.py", "if float(mask.max()) <= 0.0:", "if float(mask.max()) < 0.0:",
+    Mutation("an empty mask passes", HOSTING + "row_masks.py", "if float(mask.max()) <= 0.0:", "if float(mask.max()) < 0.0:",
              LIMITS),
     Mutation("a missing guidance mask is no fault", HOSTING + "row_masks.py",
              "        if live is None:\n",

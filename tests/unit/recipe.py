@@ -1,4 +1,4 @@
-"""Golden numbers of tests/golden/realcustom that are made by a rule, not stored (recipe.json checks them by hash)."""
+"""Golden numbers that are made by a rule, not stored (recipe.json of their folder checks them by hash)."""
 from __future__ import annotations
 
 import gzip
@@ -14,13 +14,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "realcustom"
 RECIPE = json.loads((GOLDEN / "recipe.json").read_text(encoding="utf-8"))
 
 
-def manifest(name: str) -> dict[str, list[int]]:
+def manifest(name: str, folder: Path = GOLDEN) -> dict[str, list[int]]:
     """{tensor name: shape} of a golden key list."""
-    return json.loads(gzip.decompress((GOLDEN / f"{name}.json.gz").read_bytes()))
+    return json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
 
 
-def golden(name: str) -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / f"{name}.safetensors")
+def golden(name: str, folder: Path = GOLDEN) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{name}.safetensors")
 
 
 def stream(seed: int, count: int) -> np.ndarray:
@@ -34,10 +34,10 @@ def byte_stream(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.PCG64(seed).random_raw(-(-count // 8)).astype("<u8").view("u1")[:count].reshape(shape)
 
 
-def weights(name: str) -> dict[str, torch.Tensor]:
+def weights(name: str, folder: Path = GOLDEN) -> dict[str, torch.Tensor]:
     """The weights of a golden model: float16 values as float32."""
-    rule = RECIPE["weights"][name]
-    shapes = dict(sorted(manifest(rule["keys"].removesuffix(".json.gz")).items()))
+    rule = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["weights"][name]
+    shapes = dict(sorted(manifest(rule["keys"].removesuffix(".json.gz"), folder).items()))
     values, at, out, digest = stream(rule["seed"], rule["values"]), 0, {}, hashlib.sha256()
     for key, shape in shapes.items():
         count = int(np.prod(shape))

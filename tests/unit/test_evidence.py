@@ -8,9 +8,13 @@ import pytest
 import torch
 from bench import _ablation, _ablation_table, _looks
 
-from likeness.models.demo import lessons, pretrain, world
+from likeness.models.common import files
+from likeness.models.common.errors import LikenessError
+from likeness.models.demo import base, lessons, pretrain, world
+from likeness.models.demo.first_stage import FirstStage
 from likeness.models.demo.judge import HEADS
 from likeness.models.demo.pool import render_pool
+from likeness.models.demo.recipe import Recipe
 from likeness.models.vision.keys import identify
 from likeness.models.vision.load import load_vit
 
@@ -18,8 +22,8 @@ from likeness.models.vision.load import load_vit
 def poses_of(monkeypatch, correlate: float, n: int = 96) -> tuple[lessons.Pair, dict[str, torch.Tensor]]:
     """Pairs and the poses of their references."""
     seen, real = [], lessons.draw_references
-    monkeypatch.setattr(lessons, "draw_references", lambda identity, pose, part: seen.append(pose) or real(identity, pose, part))
-    pair = lessons.draw_pairs(n, torch.Generator().manual_seed(3), world.WIDE, correlate)
+    monkeypatch.setattr(lessons, "draw_references", lambda who, pose, *rest: seen.append(pose) or real(who, pose, *rest))
+    pair = lessons.draw_pairs(n, torch.Generator().manual_seed(3), world.WIDE, correlate=correlate)
     monkeypatch.undo()
     return pair, seen[0]
 
@@ -45,6 +49,49 @@ def test_no_caption_tells_where_a_creature_faces():
         data = lessons.Lessons(pair.target, pair.target, [], pair.identity, pose, pair.scene, pair.garment)
         told.append(lessons.told(data, torch.arange(16), torch.Generator().manual_seed(0)))
     assert told[0] == told[1]
+
+
+# -- the world of a base -------------------------------------------------------------------------------
+def test_a_base_says_what_it_draws():
+    assert world.WORLDS[world.world_of({})] == world.EASY and world.WORLDS[world.world_of({"world": "wide"})] == world.WIDE
+    with pytest.raises(LikenessError, match="'huge', this pack knows easy and wide"):
+        world.world_of({"world": "huge"})
+    assert base.STAGES_OF["easy"] == base.STAGES == base.WIDE_STAGES[:-1]
+    assert base.WIDE_STAGES[-1].variation == world.WIDE._replace(pairs=0.2)
+
+
+def test_a_base_of_either_world_is_labelled_when_it_is_one(tmp_path, monkeypatch):
+    """The wide run goes through the easy stage first, and neither takes the other's checkpoint for its own."""
+    class Unet(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = torch.nn.Conv2d(48, 48, 1)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+            return self.mix(x)
+    easy = (base.Stage("easy", 1, world.EASY, 40, 1),)
+    monkeypatch.setattr(base, "STAGES_OF", {"easy": easy, "wide": (*easy, base.Stage("wide", 2, world.WIDE, 40, 2))})
+    first = FirstStage()
+    first.init_weights()
+    monkeypatch.setattr(Recipe, "first_stage", lambda self: (first, 0.0))
+    said, real = [], Recipe._write
+    monkeypatch.setattr(Recipe, "_write", lambda self, *args, **more: said.append(more) or real(self, *args, **more))
+    one = Recipe(tmp_path / "work", tmp_path / "weights", "test", lambda _: None)
+    for name in ("wide", "easy", "wide"):
+        one.base(Unet(), name)
+        assert world.world_of(files.read_header(tmp_path / "weights" / "base.safetensors").metadata) == name
+    assert [(more["steps"], more.get("world"), more["stages"].count("steps")) for more in said] == [
+        ("1", None, 1), ("3", "wide", 2), ("3", "wide", 2), ("1", None, 1), ("1", None, 1), ("3", "wide", 2)]
+
+
+@pytest.mark.parametrize("name", ["easy", "wide"])
+def test_references_and_truths_of_the_ablation_vary_as_the_base(name, monkeypatch):
+    asked: list[world.Variation] = []
+    for draw in ("draw_poses", "draw_scene_parameters"):
+        real = getattr(world, draw)
+        monkeypatch.setattr(world, draw, lambda n, g, variation, real=real: asked.append(variation) or real(n, g, variation))
+    assert _ablation.trials(7, 2, world.WORLDS[name]).mirror.sum() == 16
+    assert asked == [world.WORLDS[name]] * 4
 
 
 # -- the encoder that learned from captions ------------------------------------------------------------
@@ -144,12 +191,12 @@ def judge_of(t: _ablation.Trials, **wrong: torch.Tensor):
 
 
 def test_trials_and_measures():
-    t = _ablation.trials(1, 4)
+    t = _ablation.trials(1, 4, world.WIDE)
     assert bool(world.held_out(t.ids).all()) and len(set(world.identity_code(t.ids).tolist())) == 16
     assert t.mirror.view(16, 4).sum(1).tolist() == [2] * 16, "both facings of every identity"
     assert not torch.equal(t.picture[:, 0], t.picture[:, 1]) and t.noise.shape == (64, 48, 8, 8)
     assert {*t.scene.tolist()} == set(range(5)) and {*t.place.tolist()} == set(range(3))
-    again, other = _ablation.trials(1, 4), _ablation.trials(2, 4)
+    again, other = _ablation.trials(1, 4, world.WIDE), _ablation.trials(2, 4, world.WIDE)
     assert torch.equal(again.noise, t.noise) and not torch.equal(other.ids["colour"], t.ids["colour"])
 
     pictures = torch.arange(64).view(64, 1, 1, 1).expand(64, 3, 2, 2) / 1000

@@ -26,7 +26,7 @@ def settings(**changes) -> TrainConfig:
 
 
 class ToyBase:
-    """Frozen: two blocks that call `middle` and read the text; it predicts the clean latents (n, 4, 4, 4)."""
+    """Frozen: two blocks that call `middle`, read the text and call `cross`; it predicts the clean latents (n, 4, 4, 4)."""
     width, layers, embed_width, device = WIDTH, LAYERS, EMBED, torch.device("cpu")
 
     def __init__(self):
@@ -59,12 +59,13 @@ class ToyBase:
         t = t.view(-1, 1, 1, 1)
         return (1 - t) * latents + t * noise, latents, None
 
-    def denoise(self, x_t, t, rows, middle=None):
+    def denoise(self, x_t, t, rows, middle=None, cross=None):
         h = x_t.flatten(2).transpose(1, 2) @ self.enter
         for key, _ in LAYERS:
             self.calls.append(key)
             h = middle(key, h) if middle else h
-            h = torch.tanh(h + sdpa(h, rows @ self.read, rows @ self.read, 2))
+            read = sdpa(h, rows @ self.read, rows @ self.read, 2)
+            h = torch.tanh(h + (cross(key, h, read, 2) if cross else read))
         return (h @ self.leave).transpose(1, 2).reshape(x_t.shape)
 
 

@@ -33,7 +33,8 @@ def test_the_folder_is_flat_and_complete():
     names = {p.name for p in paths.WORKFLOWS.iterdir()}
     wanted = {f"{name}.{ending}" for name in build_workflows.RECIPES for ending in ("json", "jpg")}
     assert names == wanted | {"inputs"} and len(FILES) == 9
-    assert [p.stem for p in blueprints()] == sorted([workflow_parts.BLUEPRINT, workflow_inversion.KEEP])
+    assert [p.stem for p in blueprints()] == sorted(
+        [workflow_parts.BLUEPRINT, workflow_inversion.KEEP, workflow_inversion.BACK, workflow_inversion.FUSE])
 
 
 @EACH
@@ -176,6 +177,13 @@ def test_titles_tell_nodes_of_one_kind_apart(path):
     for graph in graphs(workflows.load(path)):
         names = [(n["type"], n.get("title", "")) for n in graph["nodes"]]
         assert len(names) == len(set(names)), names
+
+
+@pytest.mark.parametrize("path", blueprints(), ids=lambda path: path.stem)
+def test_each_block_is_at_work_in_a_workflow(path):
+    (definition,) = subgraphs(workflows.load(path))
+    assert definition["name"] == path.stem and definition["description"]
+    assert any(definition in subgraphs(workflows.load(file)) for file in FILES)
 
 
 def test_one_subgraph_for_keeping_the_scene():

@@ -1,0 +1,222 @@
+"""Trains the miniature's three face networks on rendered heads, in a few minutes on one thread."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import heads
+from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
+
+DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 700, 400, 400
+BATCH = 32
+NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
+ZOOMS, WINDOW, DETECTOR_BATCH = (1.5, 2.0, 3.0, 3.0, 3.0, 4.0, 5.0, 10.0), 160, 12
+_BLOCK = 256
+
+Log = Callable[[str], None]
+Crops = Callable[[Tensor, Tensor, int], Tensor]  # pictures (n, 3, p, p), points (n, 5, 2), size -> (n, 3, size, size)
+
+
+class Pairs(NamedTuple):
+    """Aligned heads as bytes (n, 3, size, size): one creature, the same with another face, that face on another creature."""
+    head: Tensor
+    swapped: Tensor
+    source: Tensor
+    look: Tensor    # (n,) of `head`
+    other: Tensor   # (n,) of `swapped` and `source`
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def draw_pairs(n: int, seed: int, crops: Crops, training: bool = True) -> Pairs:
+    """n pairs; all are cut at 128 pixels, softened as the miniature's own pictures are."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, n, _BLOCK):
+        count = min(_BLOCK, n - start)
+        mine, theirs = (heads.draw_faces(count, generator, training) for _ in range(2))
+        one, draw = heads.render(mine, generator)
+        two = heads.again(heads.with_face(mine, theirs), draw)
+        three, _ = heads.render(theirs, generator)
+        state = generator.get_state()
+        first = heads.soften(one.picture, generator)
+        generator.set_state(state)  # the very same noise on both: it is no part of the face
+        second = heads.soften(two.picture, generator)
+        third = heads.soften(three.picture, generator)
+        cut = [_bytes(crops(picture, where.keypoints, 128)) for picture, where in ((first, one), (second, two), (third, three))]
+        parts.append(Pairs(cut[0], cut[1], cut[2], heads.look_of(mine), heads.look_of(theirs)))
+    return Pairs(*(torch.cat([part[i] for part in parts]) for i in range(5)))
+
+
+def _optimise(parameters: list[nn.Parameter], steps: int, lr: float, loss_of: Callable[[int], Tensor], name: str,
+              log: Log) -> None:
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            log(f"{name} {step + 1}: loss {loss.item():.4f}")
+
+
+def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadRecogniser:
+    """Heads of one look together, all others apart (supervised contrast); the attributes help at the start."""
+    torch.manual_seed(seed)
+    model = HeadRecogniser()
+    guess = nn.Linear(512, 8 + 8 + 3)
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def loss_of(step: int) -> Tensor:
+        index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
+        pictures = torch.cat([pairs.swapped[index], pairs.source[index]]).float() / 127.5 - 1
+        look = pairs.other[index].repeat(2)
+        e = F.normalize(model(F.interpolate(pictures, (112, 112), mode="bilinear", align_corners=False)), dim=1)
+        alike = e @ e.T / 0.1 - 1e9 * torch.eye(2 * BATCH)
+        same = (look[:, None] == look).float() * (1 - torch.eye(2 * BATCH))
+        contrast = -(alike.log_softmax(1) * same).sum(1) / same.sum(1)
+        parts = guess(8 * e).split([8, 8, 3], 1)
+        right = (look // 24, look // 3 % 8, look % 3)
+        return contrast.mean() + sum(F.cross_entropy(p, r) for p, r in zip(parts, right, strict=True))
+
+    _optimise([*model.parameters(), *guess.parameters()], steps, 3e-3, loss_of, "recogniser", log)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def embed(model: HeadRecogniser, crops: Tensor) -> Tensor:
+    """Aligned heads (n, 3, 128, 128) as bytes -> unit embeddings (n, 512)."""
+    rows = [model(F.interpolate(part.float() / 127.5 - 1, (112, 112), mode="bilinear", align_corners=False))
+            for part in crops.split(64)]
+    return F.normalize(torch.cat(rows), dim=1)
+
+
+def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log) -> HeadSwapper:
+    """The rendered truth of the same creature with another face is what the swap shall give."""
+    torch.manual_seed(2)
+    model = HeadSwapper()
+    source = embed(recogniser, pairs.source)
+    own = embed(recogniser, pairs.head)
+    generator = torch.Generator().manual_seed(3)
+
+    def loss_of(step: int) -> Tensor:
+        index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
+        head, want = pairs.head[index].float() / 255, pairs.swapped[index].float() / 255
+        z = source[index].clone()
+        still = index[:BATCH // 8]  # an eighth keeps its own face
+        z[:BATCH // 8], want[:BATCH // 8] = own[still], head[:BATCH // 8]
+        return (F.avg_pool2d(model(head, z), 2) - F.avg_pool2d(want, 2)).abs().mean()
+
+    _optimise(list(model.parameters()), steps, 3e-3, loss_of, "swapper", log)
+    return model.eval().requires_grad_(False)
+
+
+class Scenes(NamedTuple):
+    """Pictures as bytes (n, 3, 64, 64) with up to two heads each: points (n, 2, 5, 2), boxes (n, 2, 4), NaN for none."""
+    picture: Tensor
+    keypoints: Tensor
+    box: Tensor
+
+
+def draw_scenes(n: int, seed: int) -> Scenes:
+    """A quarter with two creatures, a tenth with none."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, n, _BLOCK):
+        count = min(_BLOCK, n - start)
+        mine, theirs = (heads.draw_faces(count, generator, True) for _ in range(2))
+        one, draw = heads.render(mine, generator)
+        pair, both = heads.add_second(one, draw, theirs, generator)
+        empty = heads.draw_scenes(draw["scene"], draw["parameters"])
+        chance = torch.rand(count, generator=generator)
+        none = torch.full((count, 2, 5, 2), float("nan"))
+        points = torch.where((chance < 0.25)[:, None, None, None], both.keypoints,
+                             torch.stack([one.keypoints, none[:, 0]], 1))
+        boxes = torch.where((chance < 0.25)[:, None, None], both.box, torch.stack([one.box, none[:, 0, 0].repeat(1, 2)], 1))
+        vacant = chance > 0.9
+        points[vacant], boxes[vacant] = float("nan"), float("nan")
+        picture = torch.where((chance < 0.25)[:, None, None, None], pair, one.picture)
+        picture = torch.where(vacant[:, None, None, None], empty, picture)
+        parts.append(Scenes(_bytes(heads.soften(picture, generator)), points, boxes))
+    return Scenes(*(torch.cat([part[i] for part in parts]) for i in range(3)))
+
+
+def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For a level of side x side cells of 8 pixels: whether a cell must fire (1), must not (0) or may (-1), its box distances
+    and its points, in strides."""
+    n = boxes.shape[0]
+    axis = torch.arange(side) * 8.0
+    cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (side, side, 2): x, y
+    fire = torch.zeros(n, side, side)
+    reach, where = torch.zeros(n, side, side, 4), torch.zeros(n, side, side, 10)
+    for k in range(boxes.shape[1]):
+        box = boxes[:, k]
+        size = (box[:, 2:] - box[:, :2]).amax(1)
+        middle = (box[:, :2] + box[:, 2:]) / 2
+        gap = (cells[None] - middle[:, None, None]).abs().amax(-1)
+        fits = ((size >= NEAR) & (size <= FAR))[:, None, None]
+        close = gap <= (size / 5)[:, None, None]
+        around = (gap <= (size / 2.5)[:, None, None])
+        nearly = ((size > 0.7 * NEAR) & (size < 1.4 * FAR))[:, None, None]
+        hit = fits & close
+        fire = torch.where(hit, 1.0, torch.where(around & nearly & (fire < 1), -1.0, fire))
+        distances = torch.cat([cells[None] - box[:, None, None, :2], box[:, None, None, 2:] - cells[None]], -1) / 8
+        reach = torch.where(hit[..., None], distances, reach)
+        moved = (points[:, k, None, None] - cells[None, :, :, None]) / 8
+        where = torch.where(hit[..., None], moved.flatten(-2), where)
+    return fire, reach, where
+
+
+def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
+    """In windows at random scales, so that a level learns the sizes that are its own and leaves the rest to the others."""
+    torch.manual_seed(5)
+    model = HeadDetector()
+    with torch.no_grad():
+        model.head.get_parameter("bias")[0] = -4.0  # at the start nothing is a head
+    generator = torch.Generator().manual_seed(6)
+
+    def loss_of(step: int) -> Tensor:
+        zoom = ZOOMS[int(torch.randint(0, len(ZOOMS), (1,), generator=generator))]
+        index = torch.randint(0, scenes.picture.shape[0], (DETECTOR_BATCH,), generator=generator)
+        # A window of the enlarged picture: at 640 pixels the finest level sees a single ear in it.
+        side = max(16, min(64, round(WINDOW / zoom)))
+        corner = torch.randint(0, 64 - side + 1, (2,), generator=generator)
+        x, y = corner.tolist()
+        part = scenes.picture[index][:, :, y:y + side, x:x + side].float() / 255
+        cells = max(round(side * zoom / 32), 1) * 4
+        picture = F.interpolate(part, (cells * 8, cells * 8), mode="bilinear", align_corners=False)
+        scale = cells * 8 / side
+        fire, reach, where = _targets((scenes.box[index] + 0.5 - corner.repeat(2)) * scale - 0.5,
+                                      (scenes.keypoints[index] + 0.5 - corner) * scale - 0.5, cells)
+        out = model.look((picture * 255 - 127.5) / 128).permute(0, 2, 3, 1)
+        counted = fire >= 0
+        p = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
+        hit = fire > 0
+        score = (p * counted * torch.where(hit, 4.0, 1.0)).sum() / (counted.sum() * 0.05 + hit.sum())
+        if not hit.any():
+            return score
+        return score + F.l1_loss(out[..., 1:5][hit], reach[hit]) + 2 * F.l1_loss(out[..., 5:][hit], where[hit])
+
+    _optimise(list(model.parameters()), steps, 3e-3, loss_of, "detector", log)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def retrieval(swapped: Tensor, wanted: Tensor, gallery: Tensor, looks: Tensor) -> float:
+    """Share of swapped heads (n, d) whose nearest of the gallery (k, d) has the wanted look (n,)."""
+    return float((looks[(swapped @ gallery.T).argmax(1)] == wanted).float().mean())
+
+
+def one_of_each(look: Tensor) -> Tensor:
+    """Places (k,) of the first of each look."""
+    return torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])

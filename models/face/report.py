@@ -1,0 +1,72 @@
+"""Check Files: which face files are there, what they are, and what is missing."""
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from ..common import files
+from ..common.errors import LikenessError
+from .contract import EMAP, KNOWN, SWAPPER, Contract, contract_of, emap_of, read_graph
+from .libraries import LIBRARIES, there
+from .pack import LICENCE
+
+PACKS = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx", "2d106det.onnx", "1k3d68.onnx", "genderage.onnx"),
+         "antelopev2": ("scrfd_10g_bnkps.onnx", "glintr100.onnx", "2d106det.onnx", "1k3d68.onnx", "genderage.onnx")}
+USES = {"buffalo_l": "Face Swap and PhotoMaker v2", "antelopev2": "InstantID"}
+SWAPPERS = ("inswapper_128.onnx", "inswapper_128_fp16.onnx")
+
+
+def _shapes(contract: Contract) -> str:
+    def text(items: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+        shown = ["x".join(str(side) if side else "?" for side in shape) or "any" for _, shape in items[:3]]
+        return ", ".join(shown) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+    return f"in {text(contract.inputs)}, out {text(contract.outputs)}"
+
+
+def describe(path: Path, hashed: bool) -> str:
+    """One line on one file: kind, shapes, operators, known hash; or what is wrong with it."""
+    try:
+        model = read_graph(path)
+        contract = contract_of(model)
+        words = [f"{path.name}: {contract.kind}, {path.stat().st_size / 1e6:.1f} MB", _shapes(contract)]
+        if contract.kind == SWAPPER:
+            emap_of(path, model)
+            words.append(f"identity map {EMAP} found")
+        words.append("operators " + " ".join(contract.operators))
+        if hashed:
+            digest = files.sha256(path)
+            known = f"the published {KNOWN[digest]}" if digest in KNOWN else "not among the known ones"
+            words.append(f"sha256 {digest[:16]}..., {known}")
+        return "; ".join(words)
+    except LikenessError as error:
+        return str(error)
+
+
+def packages() -> list[str]:
+    """Which installed packages own cv2 and onnxruntime; two in one folder overwrite each other."""
+    owners = metadata.packages_distributions()
+    lines = [f"{name}: {'installed' if there(name) else 'MISSING or broken'}" for name in LIBRARIES]
+    for module in ("cv2", "onnxruntime"):
+        names = sorted(set(owners.get(module, ())))
+        listed = ", ".join(f"{name} {metadata.version(name)}" for name in names) or "no package"
+        both = ". WARNING: they overwrite each other's files, keep one" if len(names) > 1 else ""
+        lines.append(f"{module} comes from {listed}{both}")
+    return lines
+
+
+def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path], hashed: bool) -> str:
+    """The report. root_names: folders that were searched. packs: name -> its files. loose: .onnx files outside of packs."""
+    lines = ["Packages", *packages(), "", "Face packs"]
+    for name, paths in sorted(packs.items()):
+        lines += [f"{name}:", *(f"- {describe(path, hashed)}" for path in paths)]
+    place = root_names[0] if root_names else "models/insightface"
+    for name, wanted in PACKS.items():
+        have = {path.name for path in packs.get(name, ())}
+        lost = [file for file in wanted if file not in have]
+        if lost:
+            lines.append(f"missing for {USES[name]}: {', '.join(lost)}; they go into {place}/models/{name}")
+    lines += ["", "Swappers and other files", *(f"- {describe(path, hashed)}" for path in loose)]
+    if not any(path.name in SWAPPERS for path in loose):
+        lines.append(f"missing for Face Swap: {SWAPPERS[0]}; it goes into {place}")
+    return "\n".join([*lines, "", f"Licence: {LICENCE}, and so is everything that is made with them."])

@@ -1,0 +1,61 @@
+"""Faces of a video: the same face from picture to picture, and its points steadied."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .analyse import likeness
+from .faces import Face
+
+NEAR, SAME = 0.3, 0.2  # intersection over union, and similarity, below which two faces are not one
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    low, high = torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])
+    common = float((high - low).clamp(min=0).prod())
+    whole = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - common
+    return common / whole if whole > 0 else 0.0
+
+
+def tracks(frames: list[tuple[Face, ...]]) -> list[list[tuple[int, int]]]:
+    """Chains of (picture, place) of one face through neighbouring pictures; a cut or a gap begins a new chain."""
+    chains: list[list[tuple[int, int]]] = []
+    open_chains: list[list[tuple[int, int]]] = []
+    for number, frame in enumerate(frames):
+        pairs = sorted(((_overlap(frames[number - 1][chain[-1][1]].box, face.box), index, place)
+                        for index, chain in enumerate(open_chains) for place, face in enumerate(frame)), reverse=True)
+        taken: dict[int, list[tuple[int, int]]] = {}
+        used: set[int] = set()
+        for share, index, place in pairs:
+            before, face = frames[number - 1][open_chains[index][-1][1]], frame[place]
+            known = before.embedding is not None and face.embedding is not None
+            other = known and likeness(before, face) < SAME
+            if share >= NEAR and not other and index not in used and place not in taken:
+                taken[place] = open_chains[index]
+                used.add(index)
+        for place in range(len(frame)):
+            if place not in taken:
+                taken[place] = []
+                chains.append(taken[place])
+            taken[place].append((number, place))
+        open_chains = list(taken.values())
+    return chains
+
+
+def smooth(frames: list[tuple[Face, ...]], reach: int) -> list[tuple[Face, ...]]:
+    """Keypoints as a Gaussian mean over `reach` pictures to each side of the same face, so that a swap does not tremble.
+
+    Both sides count, so nothing lags behind; at the ends of a chain the window shrinks to stay centred."""
+    if reach <= 0:
+        return frames
+    out = [list(frame) for frame in frames]
+    for chain in tracks(frames):
+        points = torch.stack([frames[number][place].keypoints for number, place in chain])
+        for index, (number, place) in enumerate(chain):
+            side = min(reach, index, len(chain) - 1 - index)
+            steps = torch.arange(-side, side + 1).float()
+            weights = torch.exp(-0.5 * (steps / max(reach / 2, 0.5)) ** 2)
+            near = points[index - side:index + side + 1]
+            mean = (near * weights[:, None, None]).sum(0) / weights.sum()
+            out[number][place] = frames[number][place]._replace(keypoints=mean)
+    return [tuple(frame) for frame in out]

@@ -1,0 +1,176 @@
+"""CustomNet from the authors' file, as it is: MODEL, CLIP, VAE and CLIP_VISION that every stock node understands."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_detection
+import comfy.model_management as management
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ..common import files
+from ..common.errors import LikenessError
+from ..customnet import config as layout_of
+from ..customnet.config import PROJECTION, TEXT, UNET, VAE, VISION, Layout
+from . import demo
+from .customnet_demo import PARTS, UNET_CONFIG
+from .customnet_model import CustomNetConfig, MiniatureConfig, projection_state
+from .customnet_unet import build_unet, load_unet
+from .customnet_vision import clip_tower, miniature_tower
+from .encoders import read_weights
+from .memory import patcher_class
+
+__all__ = ["Loaded", "build_unet", "load", "load_miniature", "save_half"]
+log = logging.getLogger("likeness")
+State = dict[str, Tensor]
+HALF_SUFFIX = "_fp16.safetensors"
+MINIATURE = "customnet.safetensors"
+
+
+class Loaded(NamedTuple):
+    """variant "normal" or "inpaint"; text: what was found, for the artist."""
+    model: Any
+    clip: Any
+    vae: Any
+    vision: Any
+    variant: str
+    text: str
+
+
+def read(path: Path) -> tuple[State, Layout]:
+    """The tensors that are used, and the layout. A safetensors file that is no CustomNet is refused from its header."""
+    path = Path(path)
+    if files.is_safetensors(path):
+        header = files.read_header(path)
+        layout = layout_of.identify({name: info.shape for name, info in header.tensors.items()}, path.name)
+        return read_weights(path, layout_of.wanted)[0], layout
+    state = read_weights(path)[0]
+    layout = layout_of.identify({name: tuple(value.shape) for name, value in state.items()}, path.name)
+    return {name: state[name] for name in list(state) if layout_of.wanted(name)}, layout
+
+
+def load(path: str | Path, embedding_directory: Any = None) -> Loaded:
+    """All four parts of a file. Raises LikenessError for what is no whole CustomNet, and says what it is."""
+    path = Path(path)
+    state, layout = read(path)
+    # Each part takes its tensors out of the state as it is built, so that nothing is in memory twice.
+    model = _model(state, layout)
+    vae = comfy.sd.VAE(sd=_taken(state, VAE))
+    clip = _clip(_taken(state, TEXT), embedding_directory)
+    vision = clip_tower(_taken(state, VISION))
+    for part, patcher in (("unet", model), ("vae", vae.patcher), ("text", clip.patcher), ("vision", vision.patcher)):
+        patcher.cached_patcher_init = (reload_part, (part, path))
+    channels = 4 * (2 if layout.variant == "normal" else 3)
+    return Loaded(model, clip, vae, vision, layout.variant,
+                  f"{path.name}: CustomNet, {layout.variant} variant ({channels} channels), text width {layout.width}")
+
+
+def reload_part(part: str, path: Path, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a patcher with weights of its own, for another device."""
+    state, layout = read(path)
+    if part == "unet":
+        return _model(state, layout, disable_dynamic)
+    if part == "vision":
+        return clip_tower(_taken(state, VISION), disable_dynamic).patcher
+    if part == "text":
+        return _clip(_taken(state, TEXT), None, disable_dynamic).patcher
+    return comfy.sd.VAE(sd=_taken(state, VAE)).patcher
+
+
+def _taken(state: State, prefix: str) -> State:
+    return {name[len(prefix):]: state.pop(name) for name in list(state) if name.startswith(prefix)}
+
+
+def _model(state: State, layout: Layout, disable_dynamic: bool = False) -> Any:
+    unet_config = comfy.model_detection.detect_unet_config(state, UNET)
+    unet_config.pop("num_head_channels", None)
+    return _patcher(CustomNetConfig(unet_config), state, layout, disable_dynamic)
+
+
+def _patcher(config: CustomNetConfig, state: State, layout: Layout, disable_dynamic: bool) -> Any:
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    count = sum(value.numel() for name, value in state.items() if name.startswith(UNET))
+    dtype = management.unet_dtype(model_params=count, supported_dtypes=[torch.float16, torch.bfloat16, torch.float32])
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device))
+    model = config.build(layout, offload_device)
+    projection = projection_state({name: state.pop(name) for name in list(state) if name.startswith(PROJECTION)})
+    load_unet(model.diffusion_model, _cast(_taken(state, UNET), dtype), assign=True)
+    model.object_token.load_state_dict(projection)
+    management.archive_model_dtypes(model.diffusion_model)
+    return patcher_class(disable_dynamic)(model.eval().requires_grad_(False), load_device=load_device,
+                                          offload_device=offload_device)
+
+
+def _cast(state: State, dtype: torch.dtype) -> State:
+    for name in list(state):  # one by one: the old tensor goes before the next one comes
+        state[name] = state.pop(name).to(dtype)
+    return state
+
+
+def _clip(state: State, embedding_directory: Any, disable_dynamic: bool = False) -> Any:
+    start = "transformer."
+    table = state[f"{start}text_model.embeddings.token_embedding.weight"]
+    width = table.shape[1]
+    names = [name for name in state if name.startswith(f"{start}text_model.encoder.layers.")]
+    sizes = {"hidden_size": width, "num_hidden_layers": 1 + max(int(name.split(".")[4]) for name in names),
+             "intermediate_size": state[f"{start}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+             "num_attention_heads": max(1, width // 64)}
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, parameters=sum(t.numel() for t in state.values()),
+                         model_options={"clip_l_model_config": sizes}, **({"disable_dynamic": True} if disable_dynamic else {}))
+    # the release has none, and SD1.5 never reads it; the host would leave it without numbers
+    state[f"{start}text_projection.weight"] = torch.eye(width, dtype=table.dtype)
+    missing, _ = clip.load_sd({f"clip_l.{name}": state.pop(name) for name in list(state)}, full_model=True)
+    lost = [name for name in missing if not name.endswith("logit_scale")]
+    if lost:
+        raise LikenessError(f"The file is no whole CustomNet: {len(lost)} tensors of its text encoder are missing ({lost[0]}); "
+                            "download it again.")
+    return clip
+
+
+def load_miniature(embedding_directory: Any = None, weights: Path = demo.WEIGHTS, path: Path | None = None) -> Loaded:
+    """The miniature's network (`path`, else the shipped one) with its text encoder, first stage and image tower."""
+    path = path or weights / MINIATURE
+    if not path.exists():
+        raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or "
+                            "make them with: python dev.py train customnet --ship.")
+    _, clip, vae = demo.load_base(embedding_directory, weights / PARTS[0])
+    model = _miniature_model(path, weights / PARTS[0])
+    model.cached_patcher_init = (_miniature_model, (path, weights / PARTS[0]))
+    vision = miniature_tower(*files.load(weights / PARTS[1]))
+    vision.patcher.cached_patcher_init = (_miniature_vision, (weights / PARTS[1],))
+    return Loaded(model, clip, vae, vision, "normal", "the miniature CustomNet: toy buildings at 64 x 64 pixels")
+
+
+def _miniature_model(path: Path, base: Path, disable_dynamic: bool = False) -> Any:
+    state, _ = files.load(path)
+    layout = layout_of.identify({key: tuple(value.shape) for key, value in state.items()}, path.name, (UNET,))
+    config = MiniatureConfig(dict(UNET_CONFIG))
+    config.latent_format = demo.latent_format(base)
+    return _patcher(config, state, layout, disable_dynamic)
+
+
+def _miniature_vision(path: Path, disable_dynamic: bool = False) -> Any:
+    return miniature_tower(*files.load(path), disable_dynamic).patcher
+
+
+def save_half(path: Path, target: Path, progress: Callable[[], None] = lambda: None) -> str:
+    """A copy in half precision as safetensors, under the authors' names; returns a line for the artist.
+
+    The object token's layer keeps its digits. A file that is there already is never written over."""
+    if target.exists():
+        return f"{target.name} is there already and was left as it is"
+    state, layout = read(path)
+    for name in list(state):
+        progress()
+        value = state.pop(name)
+        state[name] = value.half() if value.is_floating_point() and not name.startswith(PROJECTION) else value
+    metadata = {"format_version": "1", "method": "customnet", "variant": layout.variant, "source": Path(path).name}
+    files.save(target, state, metadata)
+    return f"saved as {target.name}, {target.stat().st_size / 1e9:.2f} GB: choose it the next time"

@@ -1,0 +1,242 @@
+"""Faces of whole batches and videos: one picture at a time, with progress, cancel and flat memory."""
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..common.errors import LikenessError
+from ..common.images import as_image, split_alpha
+from ..common.masks import as_mask
+from ..face.analyse import find_landmarks, guess_attributes, recognise
+from ..face.choose import check_space
+from ..face.detect import LADDER, THRESHOLD, detect, inside
+from ..face.faces import Face, Faces
+from ..face.foreign import boxes_of, faces_of
+from ..face.masks import HULL
+from ..face.smooth import smooth
+from ..face.swap import Paste, Restore, identity, swap_face
+from .face import FaceModels, FaceSwapper, prepare
+from .memory import patcher_of, ready, stop_if_asked
+
+ASSIGN = ("in turn", "one each")
+RESTORER_SIDE = 512  # pixels that face restorers are made for
+ACTIVATIONS = 384 * 4  # bytes for a value of an upscaled picture, as the host reckons
+_patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of upscale models, while those live
+
+
+class Parts(NamedTuple):
+    """Which networks look at a face beside the detector."""
+    recogniser: bool = True
+    landmarks: bool = True
+    attributes: bool = True
+
+
+class Swapped(NamedTuple):
+    """image (b, h, w, c) as it came in, mask (b, h, w), report, and whether any face was swapped."""
+    image: Tensor
+    mask: Tensor
+    report: str
+    found: bool
+
+
+def _as_batch(image: Tensor) -> Tensor:
+    """A picture batch (b, h, w, c) with values untouched where it is one already."""
+    return image if image.ndim == 4 and image.is_floating_point() and image.numel() else as_image(image)
+
+
+def _content(frame: Tensor) -> bytes:
+    """What tells pictures apart; a still that is repeated in a video is looked at once."""
+    return hashlib.blake2b(frame.contiguous().view(torch.uint8).cpu().numpy().data, digest_size=16).digest()
+
+
+class Look:
+    """Finds the faces of one picture after the other; remembers pictures by their content for the length of a run."""
+
+    def __init__(self, models: FaceModels, sizes: tuple[int, ...] = LADDER, threshold: float = THRESHOLD,
+                 parts: Parts | None = None):
+        self.models, self.sizes, self.threshold, self.parts = models, sizes, threshold, parts or Parts()
+        self.known: dict[bytes, tuple[Face, ...]] = {}
+        prepare([models.detector, models.recogniser, models.landmarks, models.attributes])
+
+    def at(self, frame: Tensor) -> tuple[Face, ...]:
+        """Faces of picture (h, w, c)."""
+        key = _content(frame)
+        if key not in self.known:
+            picture = split_alpha(frame[None])[0][0]
+            self.known[key] = self.complete(picture, detect(self.models.detector, picture, self.sizes, self.threshold))
+        return self.known[key]
+
+    def within(self, frame: Tensor, boxes: list[tuple[float, float, float, float]]) -> tuple[Face, ...]:
+        """Faces that lie in boxes of another detector."""
+        picture = split_alpha(frame[None])[0][0]
+        return self.complete(picture, inside(self.models.detector, picture, boxes, self.sizes, self.threshold))
+
+    def complete(self, picture: Tensor, faces: list[Face]) -> tuple[Face, ...]:
+        """Faces with whatever else the pack and `parts` give."""
+        if self.parts.recogniser:
+            faces = recognise(self.models.recogniser, picture, faces)
+        if self.parts.landmarks and self.models.landmarks is not None:
+            faces = find_landmarks(self.models.landmarks, picture, faces)
+        if self.parts.attributes and self.models.attributes is not None:
+            faces = guess_attributes(self.models.attributes, picture, faces)
+        return tuple(faces)
+
+
+def analyse(models: FaceModels, image: Tensor, sizes: tuple[int, ...] = LADDER, threshold: float = THRESHOLD,
+            boxes: Any = None, landmarks: Any = None, parts: Parts | None = None) -> Faces:
+    """Faces of all pictures (b, h, w, c). boxes: core's BOUNDING_BOX, says where to look. landmarks: core's FACE_LANDMARKS,
+    in place of the detector."""
+    image = _as_batch(image)
+    look = Look(models, sizes, threshold, parts)
+    count, (height, width) = image.shape[0], image.shape[1:3]
+    where = boxes_of(boxes, count) if boxes is not None else None
+    given = faces_of(landmarks, count) if landmarks is not None else None
+    bar = comfy.utils.ProgressBar(count)
+    frames = []
+    for number, frame in enumerate(image):
+        stop_if_asked()
+        if given is not None:
+            frames.append(look.complete(split_alpha(frame[None])[0][0], given[number]))
+        elif where is not None:
+            frames.append(look.within(frame, where[number]))
+        else:
+            frames.append(look.at(frame))
+        bar.update(1)
+    return Faces(tuple(frames), ((height, width),) * count, models.space)
+
+
+def check_faces(faces: Faces, on_missing: str, what: str = "face") -> bool:
+    """Whether any picture holds one. Raises LikenessError that names the pictures without, unless they may pass."""
+    empty = [str(number) for number, frame in enumerate(faces.frames, 1) if not frame]
+    if empty and on_missing == "error":
+        shown = ", ".join(empty[:8]) + (" ..." if len(empty) > 8 else "")
+        raise LikenessError(f"No {what} was found in picture {shown} of {len(faces.frames)}: lower the threshold, choose another "
+                            "detection size, or set on_missing to pass through.")
+    return any(faces.frames)
+
+
+def restorer(upscale_model: Any) -> Restore:
+    """Core's UPSCALE_MODEL as a function on a crop (3, s, s) in 0..1; a model that keeps the size is a face restorer and gets
+    512 pixels at least."""
+    patcher = getattr(upscale_model, "patcher", None) or _patchers.get(upscale_model)
+    if patcher is None:  # older hosts hand the bare model over
+        patcher = _patchers[upscale_model] = patcher_of(upscale_model.model)
+
+    def restore(square: Tensor) -> Tensor:
+        scale = max(int(upscale_model.scale), 1)
+        side = max(square.shape[-1], RESTORER_SIDE) if scale == 1 else square.shape[-1]
+        ready([patcher], int(side * side * 3 * scale * ACTIVATIONS))
+        if side != square.shape[-1]:
+            square = torch.nn.functional.interpolate(square[None], (side, side), mode="bicubic", align_corners=False)[0]
+        done = upscale_model(square[None].float().clamp(0, 1).to(patcher.load_device))
+        return done[0, :3].float().clamp(0, 1).to(square.device)
+
+    return restore
+
+
+class Job(NamedTuple):
+    """One swap of a batch. weight: of the source's identity. reach: pictures to each side for smoothing."""
+    paste: Paste = Paste()
+    weight: float = 1.0
+    assign: str = ASSIGN[0]
+    reach: int = 0
+    sizes: tuple[int, ...] = LADDER
+    threshold: float = THRESHOLD
+    on_missing: str = "error"
+
+
+def swap(swapper: FaceSwapper, image: Tensor, source: Faces, job: Job, models: FaceModels | None = None,
+         target: Faces | None = None, mask: Tensor | None = None, upscale_model: Any = None) -> Swapped:
+    """Faces of image (b, h, w, c) replaced by those of `source`; everything outside of the mask stays bit for bit.
+
+    Raises LikenessError for a source of another space, for faces of another batch and for what may not be missing."""
+    image = _as_batch(image)
+    count, height, width = image.shape[:3]
+    check_space(source.space, swapper.space, f"The swapper {swapper.name}")
+    sources = [face for face in source.each() if face.embedding is not None]
+    nothing = Swapped(image, torch.zeros(count, height, width), "no source face: nothing was swapped", False)
+    if not sources:
+        if job.on_missing == "error":
+            raise LikenessError("The source holds no recognised face: connect faces of a picture that shows one, or set "
+                                "on_missing to pass through.")
+        return nothing
+    targets = _targets(image, models, target, job, swapper)
+    if not check_faces(targets, job.on_missing, "face to swap"):
+        return nothing._replace(report="no face to swap in any picture: everything passes unchanged")
+    frames = smooth(list(targets.frames), job.reach)
+    limit_of = _limits(mask, count, height, width)
+    restore = restorer(upscale_model) if upscale_model is not None and job.paste.visibility > 0 else None
+    out = image.expand(-1, -1, -1, 3).clone() if image.shape[-1] < 3 else image.clone()
+    covered = torch.zeros(count, height, width)
+    latents: dict[int, Tensor] = {}
+    prepare([swapper.network])
+    bar = comfy.utils.ProgressBar(count)
+    done = 0
+    for number, frame in enumerate(frames):
+        stop_if_asked()
+        limit = limit_of(number)
+        for place, face in enumerate(frame):
+            if job.assign == "one each" and place >= len(sources):
+                break
+            chosen = place % len(sources)
+            if job.weight != 1:
+                latent = identity(_embedding(sources[chosen]), swapper.emap, _embedding(face), job.weight)
+            else:
+                latent = latents.setdefault(chosen, identity(_embedding(sources[chosen]), swapper.emap))
+            swap_face(swapper.network, out[number, ..., :3], covered[number], face, latent, job.paste, limit, restore)
+            done += 1
+        bar.update(1)
+    report = [f"{done} face{'s' * (done != 1)} swapped in {sum(map(bool, frames))} of {count} pictures",
+              f"{swapper.name}, {swapper.network.backend}, {swapper.network.contract.size * job.paste.boost} pixels a face, "
+              f"mask {job.paste.mask}"]
+    if job.paste.mask == HULL and any(face.landmarks is None for frame in frames for face in frame):
+        report.append("without the 106 landmarks of a pack the hull is an oval round the five points")
+    return Swapped(out, covered, "\n".join(report), done > 0)
+
+
+def _embedding(face: Face) -> Tensor:
+    assert face.embedding is not None
+    return face.embedding
+
+
+def _targets(image: Tensor, models: FaceModels | None, target: Faces | None, job: Job, swapper: FaceSwapper) -> Faces:
+    """The faces to replace: those given, else all; with embeddings of the swapper's space where a weight needs them."""
+    if target is None:
+        if models is None:
+            raise LikenessError("Nothing says which faces to swap: connect face_models to swap all, or target of Analyze Faces.")
+        if job.weight != 1:
+            check_space(models.space, swapper.space, "The identity weight")
+        return analyse(models, image, job.sizes, job.threshold,
+                       parts=Parts(job.weight != 1 or job.reach > 0, job.paste.mask == HULL, False))
+    size = tuple(image.shape[1:3])
+    if len(target.frames) != image.shape[0] or any(tuple(other) != size for other in target.sizes):
+        raise LikenessError(f"The target faces are of {len(target.frames)} pictures of {_size(target.sizes)}, but image has "
+                            f"{image.shape[0]} of {size[1]} x {size[0]}: connect Analyze Faces of the very same batch.")
+    if job.weight != 1:
+        check_space(target.space, swapper.space, "The identity weight")
+        if any(face.embedding is None for face in target.each()):
+            raise LikenessError("An identity weight other than 1 needs recognised target faces: connect those of Analyze Faces.")
+    return target
+
+
+def _size(sizes: tuple[tuple[int, int], ...]) -> str:
+    return " and ".join(sorted({f"{width} x {height}" for height, width in sizes}))
+
+
+def _limits(mask: Tensor | None, count: int, height: int, width: int) -> Callable[[int], Tensor | None]:
+    """Mask (h, w) of picture i; a mask for all is not repeated in memory."""
+    if mask is None:
+        return lambda number: None
+    rows = mask if mask.ndim > 2 else mask[None]
+    if rows.shape[0] == 1:
+        only = as_mask(rows, 1, height, width)[0]
+        return lambda number: only
+    if rows.shape[0] != count:
+        as_mask(rows, count, height, width)  # has the sentence
+    return lambda number: as_mask(rows[number:number + 1], 1, height, width)[0]

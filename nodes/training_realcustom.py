@@ -1,0 +1,108 @@
+"""`python dev.py train realcustom`: RealCustom++ in the miniature world, or on a folder of pictures."""
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.common import files
+from ..models.common.errors import LikenessError
+from ..models.demo import lessons, recontext
+from ..models.demo.recipe import cache_key, keep
+from ..models.hosting.training_base import MiniatureBase, load_checkpoint_base
+from ..models.hosting.training_realcustom import checkpoint_encode, config_of, miniature_encode
+from ..models.realcustom.adapter import build
+from ..models.realcustom.config import split
+from ..models.realcustom.preprocess import SIDE
+from ..models.training.base import Batch
+from ..models.training.config import TrainConfig
+from ..models.training.data import FolderData
+from ..models.training.loop import train
+from ..models.training.realcustom import RealCustomTask
+from .training_miniature import LESSONS_SEED, Progress, miniature_world, say
+
+PAIRS, STEPS = 6144, 3000
+
+
+class Curriculum:
+    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first half of the steps."""
+
+    def __init__(self, data: recontext.Recontext, steps: int):
+        self.data, self.steps, self.count = data, steps, 0
+
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        index = torch.randint(0, recontext.open_pairs(len(self.data.scene), self.count / self.steps), (n,), generator=generator)
+        self.count += 1
+        captions, words = lessons.told(self.data, index, generator)
+        features = [(self.data.deep[index].float(), self.data.local[index].float())]
+        return Batch(None, None, self.data.latents[index], captions, words, features, None, self.data.mask[index])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def train_miniature_realcustom(out: Path, weights: Path, command: str, target: Path | None = None, **settings: Any) -> Path:
+    """A RealCustom++ adapter in the miniature world; returns the finished file. `settings` override the recipe's."""
+    base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
+    pairs, steps, start = settings.pop("pairs", PAIRS), settings.pop("steps", None) or STEPS, settings.pop("start", None)
+    config = config_of(base.width, base.layers, [vit for _, vit in base.encoders], max(base.sizes))
+    encode = miniature_encode(base, config)
+    data = _pairs(out, weights, pairs, base, encode, 2 * config.size)
+    train_config = TrainConfig(**{"steps": steps, "batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "drop_reference": 0.1,
+                                  "drop_both": 0.02, "export_dtype": "fp16", "save_every": 200, **settings})
+    task = RealCustomTask(base, config, train_config, encode, 2 * config.size, base.hashes, base.residual_blocks)
+    _begin_with(task, start)
+    result = train(task, train_config, Curriculum(data, steps), out, log=Progress(),
+                   metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0"})
+    say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
+    if target is not None and result.finished:
+        shutil.copyfile(result.path, target)
+    return result.path
+
+
+def _pairs(out: Path, weights: Path, pairs: int, base: MiniatureBase, encode: Any, side: int) -> recontext.Recontext:
+    """Drawn once for a folder; kept beside its checkpoints under a name that tells all they hang on."""
+    started = time.time()
+    frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
+    kept = out / f"recontext_{cache_key(frozen, pairs, side, LESSONS_SEED, recontext.STAGES)}.pt"
+    if kept.exists():
+        data = recontext.Recontext(*torch.load(kept, weights_only=True))
+    else:
+        data = recontext.prepare(pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode)
+        keep(kept, tuple(data))
+    say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
+    return data
+
+
+def _begin_with(task: RealCustomTask, start: Path | None) -> None:
+    """Puts the weights of an adapter file into a new task; the sizes must be the same."""
+    if start is None:
+        return
+    state, _ = files.load(start)
+    own = build(task.config, split(state)).state_dict()
+    wrong = next((name for name, value in task.adapter.state_dict().items() if own[name].shape != value.shape), None)
+    if wrong is not None:
+        raise LikenessError(f"The adapter {start.name} is of another size ({wrong}); begin with one for this base and encoders.")
+    task.adapter.load_state_dict({name: value.float() for name, value in own.items()})
+
+
+def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
+    """On a folder of pictures for an SD1.5 or SDXL checkpoint."""
+    base = load_checkpoint_base(args.checkpoint, args.encoders)
+    config = config_of(base.width, base.layers, [item.config for item in base.encoders.items], SIDE)
+    given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
+    settings = TrainConfig(seed=args.seed, **{"drop_reference": 0.1, **given})
+    task = RealCustomTask(base, config, settings, checkpoint_encode(base, config), 2 * SIDE,
+                          [item.sha256 for item in base.encoders.items], base.residual_blocks)
+    _begin_with(task, args.start)
+    source = FolderData(args.data, args.size, 2 * SIDE, augment=settings.reference_augment, skip_bad=args.skip_bad)
+    result = train(task, settings, source, args.out, log=Progress(),
+                   metadata={"command": command, "dataset_license": args.license})
+    say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")

@@ -1,0 +1,78 @@
+"""What the guidance costs at SDXL's true shapes with random weights: seconds of each kind of call, put together over a run."""
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.ops
+import torch
+from _shapes import CONFIGS, SIZES, peak_ram  # tests/bench is on the path of every bench
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from likeness.models.hosting.blocks import attention_blocks
+from likeness.models.hosting.image_attention import LIST, ImageInjection, ImagePlan, Layer
+from likeness.models.hosting.injector import Timing
+from likeness.models.hosting.row_masks import GUIDANCE_KEY
+from likeness.models.hosting.slots import laid_round
+from likeness.models.hosting.stamps import KEY, RowStamps
+from likeness.models.hosting.stores import Pair, Store
+from likeness.models.hosting.word_maps import Capture, Enough, Sought, Target, Watched, mark
+
+TOKENS = 729
+SUBJECT, BLACK = 5, 4
+
+
+def overhead(threads: int, steps: int, refresh: int) -> dict[str, Any]:
+    """Seconds of a plain CFG step, one under a live mask and a guidance pass, whole and ended early; their sum over a run."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    size = SIZES["sdxl"]
+    with torch.inference_mode():
+        unet = UNetModel(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False,
+                         dtype=torch.float32, operations=comfy.ops.disable_weight_init, **CONFIGS["sdxl"])
+        for parameter in unet.parameters():  # cheap random numbers: only the time counts, but no NaN may slow it down
+            parameter.uniform_(-0.01, 0.01)
+        layers = attention_blocks(SimpleNamespace(get_model_object=lambda name: unet))
+
+        def store() -> Any:
+            pairs = {key: Pair(torch.randn(1, TOKENS, c), torch.randn(1, TOKENS, c)) for key, c in layers.items()}
+            return SimpleNamespace(model=Store(pairs))
+        plan = ImagePlan(SUBJECT, BLACK, store(), store(), "all", tuple((key, 1.0) for key in layers), Timing(), None, "word")
+        injection = ImageInjection(plan)
+
+        def run(rows: int, options: dict[str, Any], side: int = size) -> float:
+            x, context, y = torch.randn(rows, 4, side, side), torch.randn(rows, 77, 2048), torch.randn(rows, 2816)
+            begin = time.perf_counter()
+            try:
+                unet(x, torch.full((rows,), 500.0), context=context, y=y, transformer_options=options)
+            except Enough:
+                pass
+            return time.perf_counter() - begin
+
+        def guided(side: int = size) -> dict[str, Any]:
+            options = {KEY: RowStamps(((BLACK,), (SUBJECT,)), (None, None), (side, side), 1.0), "cond_or_uncond": [1, 0],
+                       "patches": {LIST: [injection]}, GUIDANCE_KEY: {"word": torch.rand(1, 1, side // 2, side // 2)}}
+            return laid_round(options, layers, lambda key, before: Layer(key, [injection], before))
+
+        def looking(early: bool, side: int = size) -> dict[str, Any]:
+            capture = Capture([Target(77, (Sought("word", (5, 6), ("max_norm",)),))], tuple(layers), early)
+            options = {KEY: RowStamps(((mark(0),),), (None,), (side, side), 1.0), "cond_or_uncond": [0]}
+            return laid_round(options, layers, lambda key, before: Watched(capture, key, before))
+
+        run(2, guided(16), 16)  # the first run pays for memory that the system hands out
+        plain, under = run(2, {"cond_or_uncond": [1, 0]}), run(2, guided())
+        whole, early = run(1, looking(False)), run(1, looking(True))
+    base = steps * plain
+    return {"overhead_sdxl": round((steps * under + refresh * whole) / base, 4),
+            "overhead_sdxl_early_end": round((steps * under + refresh * early) / base, 4),
+            "seconds_plain": round(plain, 2), "seconds_guided": round(under, 2), "seconds_pass": round(whole, 2),
+            "seconds_pass_early": round(early, 2), "peak_ram_gib": round(peak_ram(), 2)}
+
+
+def realcustom(_: str, threads: int) -> dict[str, float]:
+    """The row of `bench shapes`: keys and values of the subject and of the black picture, under a live mask."""
+    numbers = overhead(threads, 25, 12)
+    return {"peak_ram_gib": numbers["peak_ram_gib"], "plain_step_s": numbers["seconds_plain"],
+            "injected_step_s": numbers["seconds_guided"], "ratio": numbers["seconds_guided"] / numbers["seconds_plain"],
+            "pass_s": numbers["seconds_pass"]}

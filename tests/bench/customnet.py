@@ -1,0 +1,231 @@
+"""CustomNet's miniature on held-out buildings: view, place and background, read by the renderer's own rules.
+
+Every rule also reads the true renders through the first stage: its own error stands beside the rows (`rule_...`). With
+several --files (training seeds) each gets its rows, numbered, and the headline keys are the worst of them.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BUILDINGS, PICTURES = 32, 256
+VIEWS = [(a, e) for a in (-45.0, -15.0, 15.0, 45.0) for e in (-12.0, 12.0)]
+DISTANCES = (-0.1, 0.05, 0.2)
+
+
+def scenes() -> Any:
+    """256 pictures: 32 held-out buildings, each from every one of 8 views, at drawn places before drawn scenes."""
+    import torch
+    from bench._view_rules import held_out
+
+    from likeness.models.demo import views
+
+    ids = held_out(BUILDINGS, 5)
+    index = torch.arange(PICTURES) // len(VIEWS)
+    generator = torch.Generator().manual_seed(6)
+    camera = torch.tensor(VIEWS).repeat(BUILDINGS, 1)
+    rows = {"azimuth": camera[:, 0], "elevation": camera[:, 1], "distance": torch.zeros(PICTURES)}
+    scene = torch.randint(0, 5, (PICTURES,), generator=generator)
+    return views.Scene(views.select(ids, index), rows, scene, views.draw_boxes(PICTURES, generator))
+
+
+def row(pictures: Any, scene: Any) -> dict[str, list[float]]:
+    """What the rules say of 256 pictures of `scenes`."""
+    from bench import _view_rules as v
+
+    from likeness.models.demo import views
+
+    azimuth, elevation = v.cameras(pictures, scene)
+    found = v.distances(pictures, [v.with_camera(scene, a, e) for a, e in VIEWS]).argmin(1)
+    wanted = [VIEWS.index((a, e)) for a, e in zip(scene.camera["azimuth"].tolist(), scene.camera["elevation"].tolist(),
+                                                  strict=True)]
+    true = views.render(scene)[1] > 0.5
+    return {"retrieval": [float(a == b) for a, b in zip(found.tolist(), wanted, strict=True)],
+            "azimuth": (azimuth - scene.camera["azimuth"]).abs().tolist(),
+            "elevation": (elevation - scene.camera["elevation"]).abs().tolist(),
+            "placement_iou": v.iou(v.silhouettes(pictures, scene), true).tolist(),
+            "background": (v.backgrounds(pictures, scene.box) == scene.scene).float().tolist()}
+
+
+def summary(values: dict[str, list[float]]) -> dict[str, float]:
+    """Medians of the angles, means of the rest, and the means' 95 % intervals."""
+    import torch
+    from bench.custany import interval
+
+    out: dict[str, float] = {}
+    for name, numbers in values.items():
+        if name in ("azimuth", "elevation"):
+            out[f"{name}_median_deg"] = float(torch.tensor(numbers).median())
+            continue
+        low, high = interval(numbers)
+        out |= {name: sum(numbers) / len(numbers), f"{name}_lo": low, f"{name}_hi": high}
+    return {key: round(value, 4) for key, value in out.items()}
+
+
+def distance_monotone(painter: Any, seed: int) -> float:
+    """Share of held-out buildings whose outline shrinks with each step of the camera away."""
+    import torch
+    from bench import _view_rules as v
+
+    from likeness.models.demo import views
+
+    ids = v.held_out(BUILDINGS, 9)
+    n = BUILDINGS
+    box = torch.tensor([[8, 8, 56, 56]]).expand(n, 4)
+    areas = []
+    for far in DISTANCES:
+        camera = {"azimuth": torch.zeros(n), "elevation": torch.zeros(n), "distance": torch.full((n,), far)}
+        scene = views.Scene(ids, camera, torch.arange(n) % 5, box)
+        areas.append(v.silhouettes(painter.paint(scene, seed), scene).sum((1, 2)))
+    shrinks = (areas[0] > areas[1]) & (areas[1] > areas[2])
+    return float(shrinks.float().mean())
+
+
+def background_four(painter: Any, seed: int) -> list[float]:
+    """Each building at one place and view before four backgrounds that have nothing to do with it: right ones."""
+    import torch
+    from bench import _view_rules as v
+
+    from likeness.models.demo import views
+
+    ids = v.held_out(BUILDINGS, 12)
+    four = views.select(ids, torch.arange(BUILDINGS).repeat_interleave(4))
+    n = 4 * BUILDINGS
+    generator = torch.Generator().manual_seed(3)
+    camera = {name: value.repeat_interleave(4) for name, value in views.draw_cameras(BUILDINGS, generator).items()}
+    scene = views.Scene(four, camera, (torch.arange(n) % 4 + torch.arange(n) // 4) % 5,
+                        views.draw_boxes(BUILDINGS, generator).repeat_interleave(4, 0))
+    return (v.backgrounds(painter.paint(scene, seed), scene.box) == scene.scene).float().tolist()
+
+
+def identity_retrieval(pictures: Any, scene: Any) -> list[float]:
+    """Whether the picture is nearest to its own building among 16, all from the prompted camera."""
+    import torch
+    from bench import _view_rules as v
+
+    from likeness.models.demo import views
+
+    others = v.held_out(BUILDINGS, 5)
+    index = torch.arange(PICTURES) // len(VIEWS)
+    rows = []
+    for k in range(16):
+        rows.append(scene._replace(identity=views.select(others, (index + 2 * k) % BUILDINGS)))
+    return (v.distances(pictures, rows).argmin(1) == 0).float().tolist()
+
+
+def turntable(weights: Path, file: Path) -> float:
+    """Seconds of eight views in one batch over eight single runs, through the host's sampler; encoding included."""
+    import comfy.sample
+    import torch
+
+    from likeness.models.customnet.placement import Placement
+    from likeness.models.customnet.view import turntable as views_of
+    from likeness.models.demo import views
+    from likeness.models.hosting import customnet
+    from likeness.models.hosting.view import condition
+
+    def seconds(count: int) -> float:
+        begin = time.perf_counter()
+        view = views_of(-60.0, 60.0, count, 0.0, 0.0, True)
+        done = condition(text, empty, loaded.vision, loaded.vae, picture, view, Placement(((0.1, 0.1, 0.8, 0.8),)), 64, 64)
+        latent = done.latent["samples"]
+        noise = comfy.sample.prepare_noise(latent, 1, done.latent["batch_index"])
+        comfy.sample.sample(loaded.model, noise, 20, 2.0, "euler", "normal", done.positive, done.negative, latent, seed=1,
+                            disable_pbar=True)
+        return time.perf_counter() - begin
+
+    with torch.inference_mode():
+        loaded = customnet.load_miniature(None, weights, file)
+        text, empty = (loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(t)) for t in ("a house on the beach", ""))
+        picture = views.references(views.select(views.identities(), torch.tensor([7])), 256).movedim(1, -1)
+        seconds(1)
+        return min(seconds(8) for _ in range(3)) / (8 * min(seconds(1) for _ in range(3)))
+
+
+def load_peak(folder: Path) -> float:
+    """Peak memory of a process that loads a file of the true shapes (random float32) over the file's size."""
+    script = Path(__file__).with_name("_load_peak.py")
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for step in ("write", "load"):  # one process each: the writer's own memory must not count
+            done = subprocess.run([sys.executable, str(script), step, place], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-2000:])
+        numbers = json.loads(done.stdout.strip().splitlines()[-1])
+    return numbers["peak"] / numbers["file"]
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    import torch
+    from bench import _view_rules as v
+    from bench._view_painter import Painter
+    from bench.custany import interval
+
+    from likeness.models.hosting.customnet import MINIATURE
+    from likeness.models.hosting.demo import WEIGHTS
+
+    parser = argparse.ArgumentParser(prog="dev.py bench customnet")
+    parser.add_argument("--files", type=Path, nargs="*", default=[WEIGHTS / MINIATURE], help="one file a training seed")
+    parser.add_argument("--shared", type=Path, help="file of the ablation with one shared attention")
+    parser.add_argument("--no-location", type=Path, help="file of the ablation without location")
+    parser.add_argument("--load", action="store_true", help="also load a file of the true shapes: 6 GB of disk and 8 of memory")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("output/bench"))
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    scene = scenes()
+    from likeness.models.demo import views
+
+    truth = views.render(scene)[0]
+    out: dict[str, Any] = {"pictures_a_row": PICTURES, "training_seeds": len(args.files), "chance_retrieval": 1 / len(VIEWS),
+                           "chance_identity": 1 / 16, "chance_background": 0.2}
+    rows = []
+    for number, file in enumerate(args.files, 1):
+        painter = Painter(file, WEIGHTS)
+        if number == 1:
+            ideal = painter.through_first_stage(truth)
+            out |= {f"rule_{name}": value for name, value in summary(row(ideal, scene)).items()}
+        pictures = painter.paint(scene, 100 + number)
+        values = row(pictures, scene)
+        found = summary(values)
+        four = background_four(painter, 200 + number)
+        found |= {"distance_monotone": round(distance_monotone(painter, 300 + number), 4),
+                  "background_four": round(sum(four) / len(four), 4)}
+        same = identity_retrieval(pictures, scene)
+        index = torch.arange(PICTURES) // len(VIEWS)
+        strangers = views.select(v.held_out(BUILDINGS, 5), (index + 10) % BUILDINGS)
+        shuffled = identity_retrieval(painter.paint(scene, 400 + number, strangers), scene)
+        for name, hits in (("identity", same), ("identity_shuffled", shuffled)):
+            low, high = interval(hits)
+            found |= {name: round(sum(hits) / len(hits), 4), f"{name}_lo": round(low, 4), f"{name}_hi": round(high, 4)}
+        rows.append(found)
+        out |= {f"seed{number}_{name}": value for name, value in found.items()}
+        sheet(truth, pictures, args.out / f"customnet_{number}.png")
+    for name in rows[0]:
+        worst = max if name.endswith("_deg") else min
+        out[name] = worst(found[name] for found in rows)
+    for name, file in (("shared_attention", args.shared), ("no_location", args.no_location)):
+        if file is not None:
+            found = summary(row(Painter(file, WEIGHTS).paint(scene, 500), scene))
+            out |= {f"{name}_{key}": value for key, value in found.items()}
+    out["turntable8_over_single"] = round(turntable(WEIGHTS, args.files[0]), 4)
+    if args.load:
+        out["load_peak_over_file"] = round(load_peak(Path(tempfile.gettempdir())), 4)
+    return out
+
+
+def sheet(truth: Any, pictures: Any, path: Path) -> None:
+    """True views above, the miniature's below: the first six buildings."""
+    import torch
+    from PIL import Image
+
+    rows = [part[k:k + 8] for k in range(0, min(48, len(truth)), 8) for part in (truth, pictures)]
+    grid = torch.stack(rows).permute(0, 3, 1, 4, 2).reshape(len(rows) * 64, 8 * 64, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray((grid.clamp(0, 1) * 255).round().byte().numpy())
+    picture.resize((picture.width * 2, picture.height * 2), 0).save(path)

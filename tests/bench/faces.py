@@ -1,0 +1,208 @@
+"""Faces: pasting into 4K against insightface, loads for a second picture, and a video of two faces on both back ends.
+
+The networks are synthetic (tests/harness/face_pack.py), so seconds are those of all that lies round them; --full takes random
+networks of the true sizes instead.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PARTS = ("paste", "reloads", "video")
+BACKENDS = ("torch", "onnxruntime")
+WARM = 0.2  # share of a video after which memory must not grow
+
+
+def best(run: Callable[[], Any], repeats: int) -> float:
+    """Median seconds after one run to warm up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+class Files:
+    """A pack and a swapper on disk, loaded by back end."""
+
+    def __init__(self, full: bool):
+        from harness import face_pack
+        from likeness.models.hosting import face
+        self.face, self.root = face, Path(tempfile.mkdtemp(prefix="likeness-faces-"))
+        self.folder = face_pack.pack(self.root)
+        self.swapper_file = self.root / face_pack.SWAPPER
+        if full:
+            from harness import face_full
+            face_full.pack(self.folder, self.swapper_file)
+        else:
+            face_pack.swapper(self.swapper_file)
+
+    def models(self, backend: str) -> Any:
+        return self.face.load_models(self.folder, backend)[0]
+
+    def swapper(self, backend: str) -> Any:
+        return self.face.load_swapper(self.swapper_file, backend)[0]
+
+
+def scene(width: int, height: int, *spots: tuple[int, int, int]) -> Any:
+    import torch
+
+    from harness import face_pack
+    return torch.from_numpy(face_pack.scene(width, height, spots)).float()[None] / 255
+
+
+def faces_at(spots: tuple[tuple[int, int, int], ...], size: tuple[int, int], frames: int) -> Any:
+    """Target faces as the synthetic detector gives them, whatever the detector of the pack is."""
+    import torch
+
+    from harness.face_pack import TEMPLATE
+    from likeness.models.face.faces import Face, Faces
+    found = []
+    for x, y, marker in spots:
+        points = torch.tensor((TEMPLATE - 56) / 112 * 4 * marker + [x, y], dtype=torch.float32)
+        box = torch.tensor([x - 2.0 * marker, y - 2.0 * marker, x + 2.0 * marker, y + 2.0 * marker])
+        generator = torch.Generator().manual_seed(x)
+        found.append(Face(box, points, 1.0, torch.randn(512, generator=generator)))
+    return Faces((tuple(found),) * frames, (size,) * frames, "w600k_r50")
+
+
+def paste(files: Files, repeats: int) -> dict[str, float]:
+    """One face into 3840 x 2160: the whole node's work against the whole of INSwapper.get, network and crop in both."""
+    from insightface.app.common import Face as Theirs
+    from insightface.model_zoo import get_model
+
+    from likeness.models.face.swap import Paste
+    from likeness.models.hosting.face_batch import Job, swap
+    spots = ((1920, 1080, 144),)
+    image, target = scene(3840, 2160, *spots), faces_at(spots, (2160, 3840), 1)
+    ours = files.swapper("onnxruntime")
+    job = Job(Paste(1, "insightface"))
+    mine = best(lambda: swap(ours, image, target, job, target=target), repeats)
+    theirs = get_model(str(files.swapper_file), providers=["CPUExecutionProvider"])
+    face = target.frames[0][0]
+    other = Theirs(bbox=face.box.numpy(), kps=face.keypoints.numpy(), embedding=face.embedding.numpy())
+    frame = (image[0] * 255).byte().numpy()[..., ::-1].copy()
+    reference = best(lambda: theirs.get(frame, other, other), repeats)
+    return {"paste4k_s": mine, "paste4k_insightface_s": reference, "paste4k_over_insightface": mine / reference}
+
+
+def reloads(files: Files) -> dict[str, int]:
+    """What a second picture reads, converts, opens or moves to the device again."""
+    import comfy.model_management as management
+
+    from likeness.models.face import networks
+    from likeness.models.hosting import face, face_batch
+    count = {"second": 0}
+
+    def counted(place: Any, name: str) -> Callable[[], None]:
+        real = getattr(place, name)
+
+        def wrapper(*words: Any, **named: Any) -> Any:
+            count["second"] += 1
+            return real(*words, **named)
+
+        setattr(place, name, wrapper)
+        return lambda: setattr(place, name, real)
+
+    spots = ((200, 160, 24), (448, 304, 48))
+    first, second = scene(640, 480, *spots), scene(640, 480, spots[1])
+    held = [(files.models(backend), files.swapper(backend)) for backend in BACKENDS]
+    for number, image in enumerate((first, second)):
+        undo = []
+        if number:
+            undo = [counted(face, "read_graph"), counted(face, "convert"), counted(networks.Session, "__init__")]
+            resident = {id(entry.model) for entry in management.current_loaded_models}
+        for (models, swapper), backend in zip(held, BACKENDS, strict=True):
+            job = face_batch.Job(sizes=(640,), on_missing="pass through")
+            face_batch.swap(swapper, image, faces_at(spots[:1], (480, 640), 1), job, models)
+            if number:  # a second workflow with the same files, while the first one's nodes are in the cache
+                files.face.load_network(files.folder / "w600k_r50.onnx", models.recogniser.contract, backend)
+                count["second"] += sum(id(entry.model) not in resident for entry in management.current_loaded_models)
+        for put_back in undo:
+            put_back()
+    return {"reloads_second_picture": count["second"]}
+
+
+def video(files: Files, frames: int, backend: str) -> dict[str, float]:
+    """Analysis and swap of two faces that walk through 1280 x 720."""
+    import psutil
+    import torch
+
+    from likeness.models.hosting import face_batch
+    pictures = torch.empty(frames, 720, 1280, 3)
+    for number in range(frames):
+        # whole cells of the detector after its letterbox to 640
+        shift = 16 * (number % 8)
+        pictures[number] = scene(1280, 720, (400 + shift, 320, 48), (928 - shift, 400, 48))[0]
+        pictures[number, 0, 0, 0] = number / frames  # no two frames are the same picture
+    source = faces_at(((400, 320, 48),), (720, 1280), 1)
+    target = None if (files.folder / "synthetic").exists() else faces_at(((400, 320, 48), (928, 400, 48)), (720, 1280), frames)
+    process, memory = psutil.Process(), []
+    real = face_batch.stop_if_asked
+
+    def watch() -> None:
+        memory.append(process.memory_info().rss)
+        real()
+
+    face_batch.stop_if_asked = watch
+    try:
+        models, swapper = files.models(backend), files.swapper(backend)
+        begin = time.perf_counter()
+        found = face_batch.analyse(models, pictures, (640,))
+        looked = time.perf_counter()
+        swaps = len(memory)
+        done = face_batch.swap(swapper, pictures, source, face_batch.Job(on_missing="pass through"), target=target or found)
+        end = time.perf_counter()
+    finally:
+        face_batch.stop_if_asked = real
+    parts = [memory[:swaps], memory[swaps:]]
+    growth = max(part[-1] / part[int(len(part) * WARM)] - 1 for part in parts)
+    faces = sum(map(len, (target or found).frames))
+    assert done.image.shape == pictures.shape and faces == 2 * frames, f"{faces} faces in {frames} frames"
+    return {f"video_{backend}_analyse_s_a_frame": (looked - begin) / frames,
+            f"video_{backend}_swap_s_a_frame": (end - looked) / frames,
+            f"video_{backend}_s_a_frame": (end - begin) / frames, f"video_{backend}_memory_growth": growth}
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="dev.py bench faces")
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
+    parser.add_argument("--frames", type=int, default=100, help="video: frames of 1280 x 720")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--full", action="store_true", help="random networks of the true sizes in the video")
+    args = parser.parse_args(argv)
+
+    import torch
+    torch.set_num_threads(args.threads)
+    try:
+        import cv2
+        cv2.setNumThreads(args.threads)
+    except ImportError:
+        sys.exit("This bench compares with insightface, which is not installed.")
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.WARNING)
+    out: dict[str, Any] = {"threads": args.threads, "networks": "random, full size" if args.full else "synthetic"}
+    with torch.inference_mode():  # as the host runs nodes
+        files = Files(False)
+        (files.folder / "synthetic").touch()
+        if "paste" in args.only:
+            out |= paste(files, args.repeats)
+        if "reloads" in args.only:
+            out |= reloads(files)
+        if "video" in args.only:
+            chosen = Files(True) if args.full else files
+            out["frames"] = args.frames
+            for backend in BACKENDS:
+                out |= video(chosen, args.frames, backend)
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}

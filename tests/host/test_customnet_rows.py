@@ -1,0 +1,349 @@
+"""A row shows the object if, and only if, its own conditioning says so: every guider, batches, sizes, texts, ControlNet."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from host import customnet_files as cf
+from host.support import cfg_guider, comfy, comfy_extras, core, run_guider
+from likeness.models.common.errors import LikenessError
+from likeness.models.customnet.placement import Placement
+from likeness.models.customnet.view import View
+from likeness.models.hosting.view import Strengths
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node():
+    with torch.inference_mode():
+        yield
+
+
+class Watch:
+    """Stands round every call of the network and checks each row by its text: what it shows, and that it is what the row
+    alone would give."""
+
+    def __init__(self, model: Any, *texts: tuple[Any, bool]):
+        self.model = model.clone()
+        self.model.set_model_unet_function_wrapper(self)
+        self.texts = [(entry[0][0], entry[1].get(cf.KEY) if shows else None) for conditioning, shows in texts
+                      for entry in conditioning]
+        self.seen: list[tuple[int, bool]] = []
+        self.calls = 0
+
+    def __call__(self, apply_model: Any, args: dict[str, Any]) -> Tensor:
+        x, t, c = args["input"], args["timestep"], dict(args["c"])
+        out = apply_model(x, t, **c)
+        for row in range(x.shape[0]):
+            text, shown = next((known, shown) for known, shown in self.texts if torch.equal(
+                c["c_crossattn"][row, :known.shape[0]], known.to(x)))
+            tokens, concat = c["object_context"][row], c["c_concat"][row]
+            assert bool(tokens.any()) == (shown is not None)
+            assert bool(concat.any()) == (shown is not None)
+            if shown is not None and concat.shape == shown.location.shape[1:]:
+                assert any(torch.equal(concat, one) for one in shown.location)
+            alone = {name: value[row:row + 1] for name, value in c.items() if torch.is_tensor(value)}
+            alone["c_crossattn"] = text[None].to(x)
+            options = {**c["transformer_options"], "cond_or_uncond": [7]}
+            own = apply_model(x[row:row + 1], t[row:row + 1], transformer_options=options, **alone)
+            assert float((own - out[row:row + 1]).abs().max()) < 1e-4 * float(own.abs().max())
+            self.seen.append((self.calls, shown is not None))
+        self.calls += 1
+        return out
+
+    def check(self) -> None:
+        assert {shows for _, shows in self.seen} == {True, False}
+
+
+def watched(model: Any = None, **more: Any):
+    done = cf.conditioned(negative="blurry", **more)
+    return done, Watch(model or cf.loaded().model, (done.positive, True), (done.negative, False))
+
+
+def latent(side: int = 8) -> Tensor:
+    return torch.zeros(1, 4, side, side)
+
+
+def test_cfg():
+    done, watch = watched()
+    run_guider(cfg_guider(watch.model, done.positive, done.negative), latent())
+    watch.check()
+    assert watch.calls == 1, "positive and negative no longer share a call"
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+def test_dual_cfg(style):
+    done, watch = watched()
+    other = cf.encode("a drawing")
+    watch.texts.append((other[0][0][0], None))
+    guider = comfy_extras.nodes_custom_sampler.DualCFGGuider.execute(watch.model, done.positive, other, done.negative, 3.0, 2.0,
+                                                                     style)[0]
+    run_guider(guider, latent())
+    watch.check()
+
+
+@pytest.mark.parametrize("as_patch", [False, True])
+def test_perp_neg(as_patch):
+    done, watch = watched()
+    empty = cf.encode("")
+    watch.texts.append((empty[0][0][0], None))
+    nodes = comfy_extras.nodes_perpneg
+    if as_patch:
+        guider = cfg_guider(nodes.PerpNeg.execute(watch.model, empty, 1.0)[0], done.positive, done.negative)
+    else:
+        guider = nodes.PerpNegGuider.execute(watch.model, done.positive, done.negative, empty, 4.0, 1.0)[0]
+    run_guider(guider, latent())
+    watch.check()
+
+
+@pytest.mark.parametrize("guidance", ["sag", "pag", "slg"])
+def test_guidance_patches(guidance):
+    side = 16 if guidance == "sag" else 8
+    done, watch = watched(width=8 * side, height=8 * side)
+    if guidance == "sag":
+        model = comfy_extras.nodes_sag.SelfAttentionGuidance.execute(watch.model, 0.5, 2.0)[0]
+    elif guidance == "pag":
+        model = comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(watch.model, 3.0)[0]
+    else:
+        model = comfy_extras.nodes_slg.SkipLayerGuidanceDiT.execute(watch.model, scale=3.0, start_percent=0.0, end_percent=1.0,
+                                                                    double_layers="1")[0]
+    run_guider(cfg_guider(model, done.positive, done.negative), latent(side))
+    watch.check()
+    assert watch.calls > 1
+
+
+@pytest.mark.parametrize("how", ["area", "mask", "mask bounds"])
+def test_areas_and_masks(how):
+    done, watch = watched()
+    plain = cf.encode("a wide beach")
+    watch.texts.append((plain[0][0][0], None))
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 8:40, 16:56] = 1.0
+    if how == "area":
+        placed = core.ConditioningSetArea().append(done.positive, 48, 64, 16, 0, 1.0)[0]
+    else:
+        placed = core.ConditioningSetMask().append(done.positive, mask, how if "bounds" in how else "default", 1.0)[0]
+    run_guider(cfg_guider(watch.model, placed + plain, done.negative), latent())
+    watch.check()
+
+
+def test_an_area_sees_its_own_part_of_the_location():
+    done = cf.conditioned()
+    where = done.positive[0][1][cf.KEY].location
+    seen: list[Tensor] = []
+    model = cf.loaded().model.clone()
+    model.set_model_unet_function_wrapper(lambda call, args: seen.append(args["c"]["c_concat"]) or call(
+        args["input"], args["timestep"], **args["c"]))
+    placed = core.ConditioningSetArea().append(done.positive, 48, 40, 16, 8, 1.0)[0]
+    run_guider(cfg_guider(model, placed, done.negative, 1.0), latent())
+    assert torch.equal(seen[0], where[:, :, 1:6, 2:8])
+
+
+def test_combine_with_a_plain_prompt_and_timestep_ranges():
+    done, watch = watched()
+    plain = cf.encode("a dog")
+    watch.texts.append((plain[0][0][0], None))
+    run_guider(cfg_guider(watch.model, done.positive + plain, done.negative), latent())
+    watch.check()
+    ranged = core.ConditioningSetTimestepRange()
+    positive = ranged.set_range(plain, 0.0, 0.5)[0] + ranged.set_range(done.positive, 0.5, 1.0)[0]
+    first = watch.calls
+    run_guider(cfg_guider(watch.model, positive, done.negative), latent(), sigmas=(14.0, 1.0, 0.0))
+    assert {shows for call, shows in watch.seen if call == first} == {False}
+    assert {shows for call, shows in watch.seen if call == watch.calls - 1} == {True, False}
+
+
+def test_long_and_negative_prompts():
+    done = cf.conditioned(text="a beach with many shells and birds, " * 30, negative="blurry, dark, " * 5)
+    assert done.positive[0][0].shape[1] >= 3 * 77
+    watch = Watch(cf.loaded().model, (done.positive, True), (done.negative, False))
+    first = run_guider(cfg_guider(watch.model, done.positive, done.negative), latent())
+    watch.check()
+    other = cf.conditioned(text="a beach with many shells and birds, " * 30, negative="")
+    assert not torch.equal(first, run_guider(cfg_guider(cf.loaded().model, other.positive, other.negative), latent()))
+
+
+class FakeControl(comfy.controlnet.ControlBase):
+    """Writes down what a ControlNet is given as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[Tensor] = []
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        self.texts.append(cond["c_crossattn"])
+        assert x_noisy.shape[1] == 4
+
+    def copy(self):
+        return self
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_controlnet_receives_only_text_tokens(before):
+    control = FakeControl()
+
+    def controlled(conditioning):
+        return [[entry[0], {**entry[1], "control": control, "control_apply_to_uncond": False}] for entry in conditioning]
+    if before:
+        model = cf.loaded()
+        pair = [controlled(cf.encode(text)) for text in ("on the beach", "blurry")]
+        done = cf.view.condition(*pair, model.vision, model.vae, cf.reference(), View((30.0,), (0.0,), (0.0,)), cf.BOXES, 64, 64)
+        pair = [done.positive, done.negative]
+    else:
+        done = cf.conditioned(negative="blurry")
+        pair = [controlled(done.positive), controlled(done.negative)]
+    run_guider(cfg_guider(cf.loaded().model, *pair), latent())
+    assert control.texts
+    known = [entry[0][0].float() for conditioning in pair for entry in conditioning]
+    for text in control.texts:
+        assert text.shape[1:] == (77, cf.WIDTH)
+        assert all(any(torch.equal(row.float(), one) for one in known) for row in text)
+
+
+# -- batches and sizes -----------------------------------------------------------------------------------------
+def _noise(seed: int, width: int = 8, height: int = 8) -> Tensor:
+    return torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def _sample(done: Any, noise: Tensor, variant: str = "normal", **more: Any) -> Tensor:
+    guider = cfg_guider(cf.loaded(variant).model, done.positive, done.negative, 3.0)
+    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), torch.tensor([8.0, 2.0, 0.0]),
+                         disable_pbar=True, seed=0, **more)
+
+
+@pytest.mark.parametrize("variant", ["normal", "inpaint"])
+def test_views_in_one_batch_are_the_single_runs(variant):
+    angles, boxes = (-40.0, 0.0, 50.0), ((0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5))
+    noise = torch.cat([_noise(k) for k in range(3)])
+    many = cf.conditioned(variant, azimuth=angles, placement=Placement(boxes))
+    assert many.latent["samples"].shape == (3, 4, 8, 8)
+    got = _sample(many, noise, variant)
+    for k in range(3):
+        one = cf.conditioned(variant, azimuth=angles[k:k + 1], placement=Placement(boxes[k:k + 1]))
+        want = _sample(one, noise[k:k + 1], variant)
+        assert float((got[k:k + 1] - want).abs().max()) < 1e-4 * float(want.abs().max())
+    assert float((got[0] - got[1]).abs().max()) > 1e-3
+
+
+def test_one_noise_for_all_views():
+    view = View((-40.0, 50.0), (0.0, 0.0), (0.0, 0.0), True)
+    done = cf.conditioned(view=view)
+    assert done.latent["batch_index"] == [0, 0]
+    assert "batch_index" not in cf.conditioned(view=view._replace(one_noise=False)).latent
+    noise = comfy.sample.prepare_noise(done.latent["samples"], 5, done.latent["batch_index"])
+    assert torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 128), (256, 256)])
+def test_other_sizes(size):
+    width, height = size
+    done = cf.conditioned(width=width, height=height)
+    shown = done.positive[0][1][cf.KEY]
+    assert shown.location.shape == (1, 4, height // 8, width // 8)
+    assert done.mask.shape == (1, height, width)
+    out = _sample(done, _noise(1, width // 8, height // 8))
+    assert out.shape == (1, 4, height // 8, width // 8)
+
+
+def test_the_location_is_what_the_vae_gives():
+    """Not scaled as the latents that are sampled."""
+    canvas = cf.view.location_canvases(cf.view.checked_reference(cf.reference()), cf.BOXES.pixels(256, 256), (256, 256))
+    want = cf.loaded().vae.encode(((canvas + 1) / 2).movedim(1, -1))
+    assert torch.equal(cf.conditioned(width=256, height=256).positive[0][1][cf.KEY].location, want)
+
+
+def test_strengths():
+    noise = _noise(2)
+    trained = _sample(cf.conditioned(), noise)
+    assert torch.equal(_sample(cf.conditioned(strengths=Strengths(1.0, 1.0)), noise), trained)
+    for strengths in (Strengths(0.3, 1.0), Strengths(1.0, 0.3)):
+        assert float((_sample(cf.conditioned(strengths=strengths), noise) - trained).abs().max()) > 1e-3
+    none = cf.conditioned(strengths=Strengths(0.0, 1.0))
+    other = cf.conditioned(strengths=Strengths(0.0, 1.0), azimuth=(-50.0,))
+    assert torch.equal(_sample(none, noise), _sample(other, noise)), "without the object's attention the camera has no way in"
+
+
+def test_nothing_that_came_in_is_changed():
+    positive = cf.encode("on the beach")
+    before, options = positive[0][0].clone(), dict(positive[0][1])
+    model, picture = cf.loaded(), cf.reference()
+    kept = picture.clone()
+    cf.view.condition(positive, positive, model.vision, model.vae, picture, View((9.0,), (0.0,), (0.0,)), cf.BOXES, 64, 64)
+    assert torch.equal(positive[0][0], before) and positive[0][1] == options and torch.equal(picture, kept)
+
+
+@pytest.mark.parametrize("lora, near", ((0.0, 1e-6), (0.05, 1e-3)))
+def test_weights_that_stay_away_give_the_same_picture(lora, near):
+    """As under --novram: every layer fetches its weights for its own call; the host lays LoRAs on in other roundings."""
+    done = cf.conditioned()
+    shown = done.positive[0][1][cf.KEY]
+
+    def call(**load: Any) -> Tensor:
+        model = cf.loaded().model.clone()
+        if lora:
+            key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+            model.add_patches({key: ("diff", (torch.ones(32, cf.WIDTH),))}, lora)
+        model.load(torch.device("cpu"), **load)
+        try:
+            return model.model.apply_model(_noise(4), torch.tensor([3.0]), c_concat=shown.location,
+                                           c_crossattn=done.positive[0][0].float(),
+                                           object_context=model.model._token(shown, 1, "cpu"))
+        finally:
+            model.unpatch_model(torch.device("cpu"))
+    whole = call(full_load=True)
+    assert float((call(lowvram_model_memory=1) - whole).abs().max()) < near * float(whole.abs().max())
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+def test_rows_that_do_not_fit():
+    with pytest.raises(LikenessError, match=r"3 view\(s\) and 2 place\(s\)"):
+        cf.conditioned(azimuth=(0.0, 1.0, 2.0), placement=Placement(cf.BOXES.boxes * 2))
+    done = cf.conditioned(azimuth=(0.0, 20.0, 40.0))
+    with pytest.raises(LikenessError, match=r"3 views or places, but the latent holds 2"):
+        _sample(done, torch.cat([_noise(1), _noise(2)]))
+    with pytest.raises(LikenessError, match=r"64 x 64, the latent is 96 x 64"):
+        _sample(cf.conditioned(), _noise(1, 12, 8))
+
+
+def test_backgrounds_that_do_not_fit():
+    with pytest.raises(LikenessError, match="inpaint variant, which continues a background"):
+        _sample(cf.conditioned("inpaint", background=None), _noise(1), "inpaint")
+    with pytest.raises(LikenessError, match="normal variant, which cannot see"):
+        _sample(cf.conditioned(background=torch.rand(1, 64, 64, 3)), _noise(1))
+    with pytest.raises(LikenessError, match="would squash it"):
+        cf.conditioned("inpaint", background=torch.rand(1, 64, 128, 3))
+    with pytest.raises(LikenessError, match="a MASK came"):
+        cf.conditioned("inpaint", background=torch.rand(1, 64, 64))
+
+
+@pytest.mark.parametrize("picture, word", (
+    (torch.zeros(1, 90, 90), "a MASK came"), (torch.zeros(1, 90, 90, 4), "alpha channel"),
+    (torch.zeros(1, 256, 256, 3), "no white background")))
+def test_references_that_are_none(picture, word):
+    with pytest.raises(LikenessError, match=word):
+        cf.conditioned(reference=picture)
+
+
+def test_an_image_tower_of_another_model():
+    done = cf.conditioned()
+    shown = done.positive[0][1][cf.KEY]
+    done.positive[0][1][cf.KEY] = shown._replace(embed=torch.zeros(1, 9))
+    with pytest.raises(LikenessError, match="width 9"):
+        _sample(done, _noise(1))
+
+
+def test_background_pixels_come_back_exactly():
+    """Core's own node with what View Conditioner gives it."""
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(8))
+    done = cf.conditioned("inpaint", background=picture)
+    painted = torch.rand(1, 64, 64, 3)
+    import comfy_extras.nodes_mask as masks
+    node = masks.ImageCompositeMasked
+    result = node.execute(destination=done.background, source=painted, x=0, y=0, resize_source=False, mask=done.mask)[0]
+    x0, y0, x1, y1 = cf.BOXES.pixels(64, 64)[0]
+    assert torch.equal(result[:, y0:y1, x0:x1], painted[:, y0:y1, x0:x1])
+    outside = torch.ones(64, 64, dtype=torch.bool)
+    outside[y0:y1, x0:x1] = False
+    assert torch.equal(result[:, outside], picture[:, outside])

@@ -1,0 +1,287 @@
+"""Face packs, both back ends and insightface itself on the same files."""
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from harness import face_pack
+
+from . import face_support as support
+from .face_support import BACKENDS, TWO, analysed, as_bgr, models, nearest, only, picture, swapper
+
+# isort: split
+from likeness.models.common.errors import LikenessError
+from likeness.models.face import contract, libraries, networks
+from likeness.models.face.pack import look
+from likeness.models.face.swap import Paste
+from likeness.models.hosting import face as hosting
+from likeness.models.hosting import face_batch
+from likeness.models.hosting.face_batch import Job, swap
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """insightface's own analysis and swapper, on the same files, at one detection size as face nodes use it."""
+    from insightface.app import FaceAnalysis
+    from insightface.model_zoo import get_model
+
+    app = FaceAnalysis(name=str(support.root() / "models" / "buffalo_l"), providers=["CPUExecutionProvider"])
+    app.prepare(ctx_id=-1, det_size=(640, 640))
+    return app, get_model(str(support.root() / face_pack.SWAPPER), providers=["CPUExecutionProvider"])
+
+
+# -- packs ---------------------------------------------------------------------------------------------
+def test_kinds_are_told_from_shapes(tmp_path):
+    place = face_pack.pack(tmp_path)
+    for number, path in enumerate(sorted(place.iterdir())):
+        path.rename(place / f"{9 - number}.onnx")
+    face_pack.swapper(place / "0.onnx")
+    kinds = sorted(item.kind for item in look(place))
+    assert kinds == ["106 landmarks", "3D landmarks", "detector", "gender and age", "recogniser", "swapper"]
+    loaded, text = hosting.load_models(place, "onnxruntime")
+    assert loaded.space == next(item.path.stem for item in look(place) if item.kind == "recogniser") and "named after" in text
+
+
+def test_nested_packs_are_found():
+    loaded, text = hosting.load_models(support.root() / "models" / "antelopev2", "onnxruntime")
+    assert loaded.space == "glintr100" and "non-commercial" in text
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_pack_without_a_part_is_refused(tmp_path, lost):
+    place = face_pack.pack(tmp_path)
+    (place / face_pack.NAMES["buffalo_l"][lost]).unlink()
+    with pytest.raises(LikenessError, match=("no detector", "no recogniser")[lost] + r".*genderage.onnx \(gender and age\)"):
+        hosting.load_models(place)
+
+
+def test_a_detector_without_points_is_refused(tmp_path):
+    place = face_pack.pack(tmp_path)
+    face_pack.detector(place / "det_10g.onnx", keypoints=False)
+    with pytest.raises(LikenessError, match="no eyes, nose and mouth"):
+        hosting.load_models(place)
+
+
+BAD = {"empty": (b"", "is empty"), "page": (b"<!DOCTYPE html><html>", "web page"),
+       "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-LFS pointer"),
+       "text": (b"not a network at all", "damaged, cut off or no ONNX file|holds no network"),
+       "cut": (None, "damaged, cut off")}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_say_one_sentence(tmp_path, name):
+    content, words = BAD[name]
+    path = face_pack.swapper(tmp_path / "s.onnx")
+    path.write_bytes(path.read_bytes()[:20000] if content is None else content)
+    with pytest.raises(LikenessError, match=words) as caught:
+        hosting.load_swapper(path)
+    assert "\n" not in str(caught.value)
+    place = face_pack.pack(tmp_path)
+    shutil.copy(path, place / "det_10g.onnx")
+    with pytest.raises(LikenessError, match="no detector"):
+        hosting.load_models(place)
+
+
+def test_the_wrong_kind_of_file():
+    with pytest.raises(LikenessError, match="is a recogniser, not a face swapper"):
+        hosting.load_swapper(support.root() / "models" / "buffalo_l" / "w600k_r50.onnx")
+
+
+def test_the_identity_map_is_found_by_name(tmp_path):
+    first = hosting.load_swapper(face_pack.swapper(tmp_path / "a.onnx", name_first=True))[0]
+    assert torch.equal(first.emap, swapper().emap)
+    other = hosting.load_swapper(face_pack.swapper(tmp_path / "b.onnx", emap="unnamed"))[0]
+    assert torch.equal(other.emap, swapper().emap)
+    with pytest.raises(LikenessError, match="no identity map"):
+        hosting.load_swapper(face_pack.swapper(tmp_path / "c.onnx", emap=""))
+
+
+# -- the two back ends ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["detector", "recogniser", "landmarks", "attributes"])
+def test_back_ends_agree_on_the_networks(kind):
+    nets = [getattr(models(backend), kind) for backend in BACKENDS]
+    size = nets[0].contract.size or 320
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for a, b in zip(nets[0](x), nets[1](x), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("file", [face_pack.SWAPPER, "inswapper_128_fp16.onnx"])
+@pytest.mark.parametrize("boost", [1, 2])
+def test_back_ends_agree_on_the_picture(file, boost):
+    image = picture(faces=TWO)
+    results = []
+    for backend in BACKENDS:
+        faces = analysed(image, backend)
+        job = Job(Paste(boost, "insightface"))
+        results.append(swap(swapper(backend, file), image, only(faces, 1), job, target=faces).image)
+    assert (results[0] - results[1]).abs().max() <= 2 / 255
+    assert (results[0] - image).abs().max() > 0.2
+
+
+def test_half_files_keep_half_weights_and_compute_in_full(tmp_path):
+    """A convolution stored as float16: its tensor stays so, what it gives is that of float32 arithmetic."""
+    graph = face_pack.Graph()
+    weight = np.random.default_rng(3).standard_normal((3, 3, 3, 3))
+    graph.tensor("w", weight, np.float16)
+    graph.tensor("m", np.zeros((3, 512)), np.float16)
+    graph.node("Cast", ["target"], "t", to=10)
+    graph.node("Cast", ["source"], "s", to=10)
+    graph.node("Conv", ["t", "w"], "c", pads=[1] * 4)
+    graph.node("Gemm", ["s", "m"], "g", transB=1)
+    graph.node("Unsqueeze", ["g"], "g4", axes=[2, 3])
+    graph.node("Add", ["c", "g4"], "sum")
+    graph.node("Cast", ["sum"], "output", to=1)
+    graph.tensor("buff2fs", np.eye(512))
+    path = graph.save(tmp_path / "h.onnx", {"target": [1, 3, 128, 128], "source": [1, 512]}, {"output": [1, 3, 128, 128]})
+    net = hosting.load_swapper(path, "torch")[0].network
+    kinds = {p.dtype for layer in net.patcher.model.modules() if isinstance(layer, torch.nn.Conv2d) for p in layer.parameters()}
+    assert kinds == {torch.float16}
+    x = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    want = torch.nn.functional.conv2d(x, torch.from_numpy(weight.astype(np.float16)).float(), padding=1)
+    torch.testing.assert_close(net(x, torch.zeros(1, 512))[0], want, atol=1e-5, rtol=1e-5)
+
+
+def test_torch_swaps_in_batches_and_onnxruntime_one_by_one():
+    squares = torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(4))
+    source = torch.ones(1, 512)
+    a, b = swapper("torch").network, swapper("onnxruntime").network
+    assert a.batches and not b.batches
+    torch.testing.assert_close(networks.run_all(a, squares, source), networks.run_all(b, squares, source), atol=1e-5, rtol=0)
+
+
+def test_torch_networks_sit_under_the_hosts_patcher():
+    import comfy.model_management as management
+
+    faces = analysed(picture(faces=TWO), "torch")
+    assert len(faces.frames[0]) == 2
+    loaded = [item.model for item in management.current_loaded_models]
+    assert any(models("torch").detector.patcher is patcher for patcher in loaded)
+
+
+def test_a_file_is_converted_once_and_let_go(tmp_path, monkeypatch):
+    place = face_pack.pack(tmp_path)
+    count = []
+    real = hosting.convert
+    monkeypatch.setattr(hosting, "convert", lambda *words: count.append(words[0]) or real(*words))
+    first = hosting.load_models(place, "torch")[0]
+    again = hosting.load_models(place, "torch")[0]
+    assert len(count) == 4 and again.detector is first.detector
+    face_pack.recogniser(place / "w600k_r50.onnx", seed=5)
+    changed = hosting.load_models(place, "torch")[0]
+    assert len(count) == 5 and changed.recogniser is not first.recogniser and changed.detector is first.detector
+    del first, again, changed
+    gc.collect()
+    assert not [key for key in hosting._loaded if str(place) in key[0]]
+
+
+def test_an_operator_that_cannot_be_converted_goes_to_onnxruntime(tmp_path, monkeypatch):
+    place = face_pack.pack(tmp_path)
+    graph = face_pack.Graph()
+    graph.tensor("mix", np.ones((512, 3)))
+    graph.node("Mish", ["input.1"], "odd")
+    graph.node("GlobalAveragePool", ["odd"], "mean")
+    graph.node("Flatten", ["mean"], "row", axis=1)
+    graph.node("Gemm", ["row", "mix"], "embedding", transB=1)
+    monkeypatch.setattr(face_pack, "OPSET", 18)
+    graph.save(place / "w600k_r50.onnx", {"input.1": ["n", 3, 112, 112]}, {"embedding": [1, 512]})
+    with pytest.raises(LikenessError, match="Mish.*choose onnxruntime"):
+        hosting.load_models(place, "torch")
+    monkeypatch.setattr(hosting, "choose_backend", lambda wish: "torch")
+    loaded, text = hosting.load_models(place, "auto")
+    assert (loaded.detector.backend, loaded.recogniser.backend) == ("torch", "onnxruntime") and "Mish" in text
+
+
+@pytest.mark.parametrize(("mode", "way", "same"), [("linear", "asymmetric", False), ("linear", "half_pixel", True),
+                                                   ("nearest", "half_pixel", True)])
+def test_a_conversion_with_other_numbers_is_refused(tmp_path, mode, way, same):
+    """onnx2torch only warns of ways of resizing that torch does not have."""
+    graph = face_pack.Graph()
+    graph.tensor("scales", [1, 1, 2, 2])
+    graph.tensor("roi", [])
+    graph.tensor("mix", np.zeros((3, 512)))
+    graph.node("AveragePool", ["target"], "small", kernel_shape=[2, 2], strides=[2, 2])
+    graph.node("Resize", ["small", "roi", "scales"], "large", mode=mode, coordinate_transformation_mode=way)
+    graph.node("Gemm", ["source", "mix"], "g", transB=1)
+    graph.node("Unsqueeze", ["g"], "g4", axes=[2, 3])
+    graph.node("Add", ["large", "g4"], "output")
+    graph.tensor("buff2fs", np.eye(512))
+    path = graph.save(tmp_path / "r.onnx", {"target": [1, 3, 128, 128], "source": [1, 512]}, {"output": [1, 3, 128, 128]})
+    if same:
+        assert hosting.load_swapper(path, "torch")[0].network.backend == "torch"
+        return
+    with pytest.raises(LikenessError, match="without another result.*choose onnxruntime"):
+        hosting.load_swapper(path, "torch")
+
+
+# -- equal to insightface ------------------------------------------------------------------------------
+# Markers are 24, 48 or 96 pixels wide after the letterbox to 640.
+SCENES = {"two": picture(faces=TWO), "large": picture(800, 640, ((400, 300, 120),)), "wide": picture(960, 240, ((450, 120, 36),)),
+          "tall": picture(240, 960, ((120, 600, 36), (120, 240, 36))), "cut": picture(640, 480, ((20, 240, 24), (600, 30, 24)))}
+
+
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_to_face_analysis(oracle, name, backend):
+    image = SCENES[name]
+    theirs = oracle[0].get(as_bgr(image))
+    ours = face_batch.analyse(models(backend), image, sizes=(640,))
+    assert len(theirs) == len(ours.frames[0]) > 0
+    for face in ours.each():
+        other = nearest(face, theirs)
+        np.testing.assert_allclose(face.box, other.bbox, atol=0.02)
+        np.testing.assert_allclose(face.keypoints, other.kps, atol=0.02)
+        assert abs(face.score - other.det_score) < 0.005
+        embedding = face.embedding.numpy()
+        assert np.abs(embedding - other.embedding).max() <= 0.01 * np.abs(other.embedding).max()
+        assert float(embedding @ other.embedding) / np.linalg.norm(embedding) / np.linalg.norm(other.embedding) > 0.9999
+        np.testing.assert_allclose(face.landmarks, other.landmark_2d_106, atol=0.5)
+        assert (("female", "male")[other.gender], other.age) == (face.gender, face.age)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_equal_to_inswapper(oracle, name):
+    image = SCENES[name]
+    theirs = oracle[0].get(as_bgr(image))
+    ours = face_batch.analyse(models(), image, sizes=(640,))
+    source = only(ours)
+    frame = as_bgr(image)
+    for face in ours.frames[0]:
+        frame = oracle[1].get(frame, nearest(face, theirs), nearest(ours.frames[0][0], theirs))
+    done = swap(swapper(), image, source, Job(Paste(1, "insightface"), sizes=(640,)), models())
+    want = torch.from_numpy(frame[..., ::-1].copy()).float()
+    got = done.image[0] * 255
+    changed = (want - image[0] * 255).abs().amax(-1) > 1
+    assert changed.float().mean() > 0.005
+    # It cuts digits off twice and rounds once: up to two and a half grey levels are its own.
+    assert (got - want).abs().max() <= 2.6
+
+
+# -- without the libraries -----------------------------------------------------------------------------
+def test_without_insightface_the_nodes_say_how_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "insightface", None)
+    monkeypatch.setitem(sys.modules, "insightface.model_zoo.model_zoo", None)
+    place = support.root() / "models" / "buffalo_l"
+    with pytest.raises(LikenessError, match="insightface.*pip install"):
+        networks.Session(place / "w600k_r50.onnx", contract.contract_of(contract.read_graph(place / "w600k_r50.onnx")))
+    loaded, text = hosting.load_models(place, "auto")
+    assert loaded.detector.backend == "torch" and "insightface is not installed" in text and "pip install" in text
+    for name in ("onnx", "onnx2torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (lambda: hosting.load_models(place, "auto"), lambda: hosting.load_swapper(support.root() / face_pack.SWAPPER)):
+        with pytest.raises(LikenessError, match="The face nodes need the package onnx.*pip install"):
+            call()
+    assert not any(map(libraries.there, libraries.LIBRARIES))

@@ -1,0 +1,397 @@
+"""The face nodes: batches, masks, what is missing, files, and what the artist is told."""
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from harness import face_pack
+
+from . import face_support as support
+from .face_support import TWO, analysed, models, only, picture, swapper
+from .support import comfy
+
+# isort: split
+from likeness.models.common.errors import LikenessError
+from likeness.models.face.faces import Faces
+from likeness.models.face.masks import KINDS
+from likeness.models.face.swap import Paste
+from likeness.models.hosting import face_batch
+from likeness.models.hosting.face_batch import Job, analyse, swap
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def folder(nodes, monkeypatch, tmp_path):
+    """The host's folders of insightface and output at a private place, filled with packs."""
+    import folder_paths
+
+    place = tmp_path / "insightface"
+    shutil.copytree(support.root(), place)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "insightface", ([str(place)], {".onnx"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return place
+
+
+def values(node, **inputs):
+    return node.execute(**inputs).result
+
+
+def plain(**more):
+    return {"boost": 1, "mask_kind": "box", "identity_weight": 1.0, "colour_match": 0.0, "restore_visibility": 1.0,
+            "on_missing": "error", "assign": "in turn", "feather": 0.15, "smoothing": 0, "detection_size": "640",
+            "threshold": 0.5, **more}
+
+
+# -- the swap on batches -------------------------------------------------------------------------------
+FRAMES = torch.cat([picture(faces=TWO), picture(faces=()), picture(faces=((304, 208, 48),)), picture(faces=TWO)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outside_of_the_mask_every_bit_stays(kind):
+    before = FRAMES.clone()
+    source = only(analysed(picture(faces=((104, 104, 24),))))
+    job = Job(Paste(2, kind, colour=0.5), sizes=(640,), on_missing="pass through", reach=1)
+    done = swap(swapper(), FRAMES, source, job, models())
+    assert torch.equal(FRAMES, before) and done.image.shape == FRAMES.shape and done.mask.shape == FRAMES.shape[:3]
+    assert torch.equal(done.image[done.mask == 0], before[done.mask == 0])
+    assert done.found and "5 faces swapped in 3 of 4 pictures" in done.report
+    assert torch.equal(done.image[1], before[1]) and not done.mask[1].any()
+    assert all((done.image[i] != before[i]).any() for i in (0, 2, 3))
+
+
+def test_a_mask_of_nothing_changes_nothing():
+    source = only(analysed(picture(faces=TWO)))
+    job = Job(Paste(1), sizes=(640,), on_missing="pass through")
+    done = swap(swapper(), FRAMES, source, job, models(), mask=torch.zeros(1, 60, 80))
+    assert torch.equal(done.image, FRAMES) and not done.mask.any()
+    half = torch.zeros(4, 480, 640)
+    half[0, :, :320] = 1
+    done = swap(swapper(), FRAMES, source, job, models(), mask=half)
+    assert done.mask[0].any() and not done.mask[1:].any() and not done.mask[0, :, 320:].any()
+    with pytest.raises(LikenessError, match="4 pictures but 3 masks"):
+        swap(swapper(), FRAMES, source, job, models(), mask=torch.ones(3, 480, 640))
+
+
+def test_a_target_limits_the_swap():
+    faces = analysed(FRAMES[:1])
+    job = Job(Paste(1, "box"))
+    done = swap(swapper(), FRAMES[:1], only(faces), job, target=Faces(((faces.frames[0][1],),), faces.sizes, faces.space))
+    whole = swap(swapper(), FRAMES[:1], only(faces), job, target=faces)
+    assert 0 < done.mask.sum() < whole.mask.sum() and "1 face swapped" in done.report
+    with pytest.raises(LikenessError, match="the very same batch"):
+        swap(swapper(), FRAMES, only(faces), job, target=faces)
+    with pytest.raises(LikenessError, match="connect face_models"):
+        swap(swapper(), FRAMES, only(faces), job)
+
+
+def test_several_sources_are_dealt_out():
+    faces = analysed(FRAMES[:1])
+    a, b = faces.frames[0]
+    three = Faces(((a, b, a),), faces.sizes, faces.space)
+    one_source = swap(swapper(), FRAMES[:1], three, Job(Paste(1, "box")), target=faces)
+    first = swap(swapper(), FRAMES[:1], only(faces, 0), Job(Paste(1, "box")), target=faces)
+    x, y = 450, 330  # in the second face, which gets source b
+    assert not torch.equal(one_source.image[0, y, x], first.image[0, y, x])
+    alone = swap(swapper(), FRAMES[:1], only(faces, 0), Job(Paste(1, "box"), assign="one each"), target=faces)
+    assert torch.equal(alone.image[0, y, x], FRAMES[0, y, x]) and "1 face swapped" in alone.report
+
+
+def test_identity_weight_leads_from_the_old_face_to_the_new():
+    faces = analysed(FRAMES[:1])
+    target = Faces(((faces.frames[0][1],),), faces.sizes, faces.space)
+    done = {w: swap(swapper(), FRAMES[:1], only(faces), Job(Paste(1, "box"), w), target=target).image for w in (0, 0.5, 1)}
+    own = swap(swapper(), FRAMES[:1], only(faces, 1), Job(Paste(1, "box")), target=target).image
+    torch.testing.assert_close(done[0], own, atol=1e-4, rtol=0)
+    assert not torch.allclose(done[0.5], done[0], atol=1e-3) and not torch.allclose(done[0.5], done[1], atol=1e-3)
+    bare = Faces(((faces.frames[0][1]._replace(embedding=None),),), faces.sizes, faces.space)
+    with pytest.raises(LikenessError, match="needs recognised target faces"):
+        swap(swapper(), FRAMES[:1], only(faces), Job(Paste(1), 0.5), target=bare)
+
+
+def test_wrong_wiring_is_refused_with_the_pack_that_is_needed():
+    other = analysed(picture(faces=TWO), name="antelopev2")
+    with pytest.raises(LikenessError, match="needs embeddings of w600k_r50.*those of glintr100.*the pack buffalo_l"):
+        swap(swapper(), FRAMES, other, Job(), models())
+
+
+def test_a_source_without_a_face():
+    nobody = analysed(picture(faces=()))
+    with pytest.raises(LikenessError, match="source holds no recognised face"):
+        swap(swapper(), FRAMES, nobody, Job(), models())
+    done = swap(swapper(), FRAMES, nobody, Job(on_missing="pass through"), models())
+    assert torch.equal(done.image, FRAMES) and not done.found and not done.mask.any()
+
+
+@pytest.mark.parametrize("shape", [(640, 480), (480, 640), (1, 1), (1, 640), (640, 1), (33, 47)])
+def test_all_orientations_and_single_pixels(shape):
+    height, width = shape
+    spots = ((width // 2, height // 2, 24),) if min(shape) > 200 else ()
+    image = picture(width, height, spots)
+    source = only(analysed(picture(faces=TWO)))
+    done = swap(swapper(), image, source, Job(Paste(1), sizes=(640,), on_missing="pass through"), models())
+    assert done.image.shape == image.shape and done.found == bool(spots)
+    assert torch.equal(done.image[done.mask == 0], image[done.mask == 0])
+
+
+def test_alpha_grey_and_half_precision_pass():
+    source = only(analysed(picture(faces=TWO)))
+    rgba = torch.cat([FRAMES[:1], torch.linspace(0, 1, 640).expand(1, 480, 640)[..., None]], -1)
+    done = swap(swapper(), rgba, source, Job(Paste(1), sizes=(640,)), models())
+    rgb = swap(swapper(), FRAMES[:1], source, Job(Paste(1), sizes=(640,)), models())
+    assert torch.equal(done.image[..., 3], rgba[..., 3]) and torch.equal(done.image[..., :3], rgb.image)
+    grey = swap(swapper(), FRAMES[:1, ..., :1], source, Job(on_missing="pass through"), models())
+    assert not grey.found
+    half = swap(swapper(), FRAMES[:1].half(), source, Job(Paste(1), sizes=(640,)), models())
+    assert half.image.dtype == torch.float16 and (half.image.float() - rgb.image).abs().max() < 0.01
+
+
+def test_a_face_cut_by_the_border_is_swapped():
+    image = picture(faces=((20, 240, 24), (632, 24, 24)))
+    faces = analysed(image)
+    done = swap(swapper(), image, only(analysed(picture(faces=TWO))), Job(Paste(1, "insightface")), target=faces)
+    assert len(faces.frames[0]) == 2 and done.mask[0, :, 0].any() and done.mask[0, 0].any()
+
+
+def test_4k_reads_and_writes_the_face_alone():
+    image = picture(3840, 2160, ((1900, 1000, 144),))
+    faces = analysed(image, sizes=(640,))
+    assert len(faces.frames[0]) == 1
+    done = swap(swapper(), image, only(faces), Job(Paste(1)), target=faces)
+    assert torch.equal(done.image[done.mask == 0], image[done.mask == 0]) and done.found
+
+
+def test_the_same_picture_is_looked_at_once(monkeypatch):
+    count = []
+    real = face_batch.detect
+    monkeypatch.setattr(face_batch, "detect", lambda *words: count.append(1) or real(*words))
+    still = torch.cat([FRAMES[:1]] * 3 + [FRAMES[2:3]])
+    faces = analyse(models(), still, (640,))
+    assert len(count) == 2 and len(faces.frames) == 4 and faces.frames[0] is faces.frames[2]
+    analyse(models(), still, (640,))
+    assert len(count) == 4  # nothing outlives a run
+
+
+def test_cancel_leaves_no_trace(monkeypatch):
+    source = only(analysed(picture(faces=TWO)))
+    job = Job(Paste(1), sizes=(640,), on_missing="pass through")
+    want = swap(swapper(), FRAMES, source, job, models())
+    before = FRAMES.clone()
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 6:
+            raise comfy.model_management.InterruptProcessingException()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(face_batch, "stop_if_asked", stop)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            swap(swapper(), FRAMES, source, job, models())
+    assert torch.equal(FRAMES, before)
+    again = swap(swapper(), FRAMES, source, job, models())
+    assert torch.equal(again.image, want.image) and torch.equal(again.mask, want.mask)
+
+
+class Upscaler:
+    """Stands for core's UPSCALE_MODEL: doubles, or keeps the size and darkens."""
+
+    def __init__(self, scale):
+        self.scale, self.model, self.seen = scale, torch.nn.Conv2d(3, 3, 1), []
+
+    def __call__(self, picture):
+        self.seen.append(picture.shape)
+        if self.scale == 1:
+            return picture * 0.5
+        return torch.nn.functional.interpolate(picture, scale_factor=self.scale)
+
+
+@pytest.mark.parametrize(("scale", "side"), [(1, 512), (2, 128), (4, 128)])
+def test_the_upscale_model_works_on_the_crop(scale, side):
+    faces = analysed(FRAMES[:1])
+    model = Upscaler(scale)
+    job = Job(Paste(1, "box"))
+    done = swap(swapper(), FRAMES[:1], only(faces), job, target=faces, upscale_model=model)
+    assert model.seen == [(1, 3, side, side)] * 2
+    without = swap(swapper(), FRAMES[:1], only(faces), job, target=faces)
+    if scale == 1:
+        half = swap(swapper(), FRAMES[:1], only(faces), Job(Paste(1, "box", visibility=0.5)), target=faces, upscale_model=model)
+        inside = without.mask[0] == 1
+        torch.testing.assert_close(done.image[0][inside], without.image[0][inside] * 0.5, atol=0.03, rtol=0)
+        torch.testing.assert_close(half.image[0][inside], without.image[0][inside] * 0.75, atol=0.04, rtol=0)
+    off = swap(swapper(), FRAMES[:1], only(faces), Job(Paste(1, "box", visibility=0.0)), target=faces, upscale_model=model)
+    assert torch.equal(off.image, without.image)
+
+
+# -- finding -------------------------------------------------------------------------------------------
+def test_boxes_say_where_to_look():
+    box = {"x": 352.0, "y": 208.0, "width": 192.0, "height": 192.0}
+    empty, beyond = {"x": 0, "y": 300, "width": 60, "height": 60}, {"x": 900, "y": 0, "width": 9, "height": 9}
+    # with its margin the box is 290 pixels wide, so the marker of 48 is 96 at a size of 580
+    faces = analysed(FRAMES[:1], boxes=[box, empty, beyond], sizes=(576,), threshold=0.3)
+    assert len(faces.frames[0]) == 1
+    assert (faces.frames[0][0].box.reshape(2, 2).mean(0) - torch.tensor([450.0, 300.0])).abs().max() < 12
+
+
+def test_landmarks_stand_in_for_the_detector():
+    want = analysed(FRAMES[:1])
+    mesh = torch.zeros(478, 2)
+    points = want.frames[0][0].keypoints
+    for places, point in zip(((33, 133), (362, 263), (1,), (61,), (291,)), points, strict=True):
+        mesh[list(places)] = point
+    given = {"frames": [[{"bbox_xyxy": tuple(want.frames[0][0].box.tolist()), "landmarks_xy": mesh.numpy(), "score": 1.0}]],
+             "image_size": (480, 640)}
+    got = analysed(FRAMES[:1], landmarks=given)
+    torch.testing.assert_close(got.frames[0][0].embedding, want.frames[0][0].embedding, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["astronaut", "camera", "coffee", "chelsea"])
+def test_photographs_pass(name):
+    """The synthetic detector sees no magenta in them: nothing is found, nothing changes, nothing falls over."""
+    data = pytest.importorskip("skimage.data")
+    raw = getattr(data, name)()
+    image = torch.from_numpy(np.atleast_3d(raw)[None].copy()).float() / 255
+    faces = analysed(image)
+    assert faces.frames == ((),)
+    done = swap(swapper(), image, only(analysed(picture(faces=TWO))), Job(on_missing="pass through"), models())
+    assert torch.equal(done.image, image)
+
+
+def test_an_aligned_photograph_keeps_its_face():
+    """Keypoints of the astronaut as read by eye; a swapper that changes nothing shows what resolution alone costs."""
+    data = pytest.importorskip("skimage.data")
+    image = torch.from_numpy(data.astronaut()[None].copy()).float() / 255
+    points = torch.tensor([[203.0, 110], [245, 108], [226, 132], [206, 151], [243, 150]])
+    from likeness.models.face.faces import Face
+    face = Face(torch.tensor([180.0, 60, 270, 180]), points, 1.0, torch.ones(512))
+    faces = Faces(((face,),), ((512, 512),), "w600k_r50")
+
+    class Same:
+        name, backend, batches, device = "same", "test", True, torch.device("cpu")
+        contract = swapper().network.contract
+
+        def __call__(self, target, source):
+            return [target]
+
+    errors = []
+    for boost in (1, 2, 4):
+        done = swap(swapper()._replace(network=Same()), image, faces, Job(Paste(boost, "box")), target=faces)
+        inside = done.mask[0] == 1
+        errors.append(float((done.image - image)[0][inside].abs().mean()))
+    assert errors[0] < 0.02 and errors[0] > errors[1] > errors[2]
+
+
+# -- the nodes -----------------------------------------------------------------------------------------
+def test_the_chain_of_nodes(nodes, folder):
+    face_models, told = values(nodes["Likeness_LoadFaceModels"], pack="buffalo_l", backend="onnxruntime")
+    loaded, also = values(nodes["Likeness_LoadFaceSwapper"], file=face_pack.SWAPPER, backend="onnxruntime")
+    assert "w600k_r50" in told and "non-commercial" in also
+    faces, marked, count, found, text = values(nodes["Likeness_AnalyzeFaces"], face_models=face_models, image=FRAMES[:1],
+                                               detection_size="640", threshold=0.5, on_missing="error")
+    assert (count, found) == (2, True) and marked.shape == FRAMES[:1].shape and "picture 1" in text
+    chosen, table, number, found = values(nodes["Likeness_SelectFaces"], faces=faces, order="left to right", numbers="0",
+                                          similarity=0.3, gender="any", min_size=0, on_missing="error", reference=faces)
+    assert number == 1 and "similarity 1.000" in table
+    blended, text = values(nodes["Likeness_BlendFaces"], faces=faces, weights="1, 3")
+    assert "75 %" in text
+    image, mask, text, found = values(nodes["Likeness_SwapFaces"], swapper=loaded, image=FRAMES[:1], source=blended,
+                                      target=chosen, **plain())
+    assert found and mask.any() and torch.equal(image[mask == 0], FRAMES[:1][mask == 0])
+    drawn, = values(nodes["Likeness_FaceKeypoints"], faces=chosen, style="InstantID", width=1280, height=0)
+    assert drawn.shape == (1, 480, 1280, 3) and drawn.any()
+
+
+def test_saving_and_loading_through_the_nodes(nodes, folder):
+    faces = analysed(FRAMES[:1])
+    path, = values(nodes["Likeness_SaveFaces"], faces=faces, filename_prefix="people/two")
+    from likeness.nodes import _paths
+    assert list(_paths.saved_files(_paths.FACES)) == ["people/two_00001_.safetensors [output]"]
+    back, text = values(nodes["Likeness_LoadFaces"], file="people/two_00001_.safetensors [output]")
+    assert "2 faces" in text and torch.equal(back.frames[0][1].embedding, faces.frames[0][1].embedding)
+    assert "Save Faces" in nodes["Likeness_LoadFaces"].validate_inputs(file="gone [output]")
+
+
+def test_reactors_folder_is_read(nodes, folder, monkeypatch, tmp_path):
+    import folder_paths
+
+    from likeness.models.face.storage import save_faces
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    save_faces(tmp_path / "reactor" / "faces" / "anna.safetensors", only(analysed(FRAMES[:1])))
+    _, text = values(nodes["Likeness_LoadFaces"], file="anna.safetensors [reactor]")
+    assert "1 face in the space w600k_r50" in text
+
+
+@pytest.mark.parametrize("on_missing", ["error", "pass through"])
+def test_no_face(nodes, on_missing):
+    words = {"face_models": models(), "image": FRAMES[1:2], "detection_size": "640", "threshold": 0.5}
+    if on_missing == "error":
+        with pytest.raises(LikenessError, match="No face was found in picture 1 of 1"):
+            nodes["Likeness_AnalyzeFaces"].execute(**words, on_missing=on_missing)
+        with pytest.raises(LikenessError, match="No face to swap was found in picture 2 of 4"):
+            swap(swapper(), FRAMES, only(analysed(FRAMES[:1])), Job(sizes=(640,)), models())
+    else:
+        faces, image, count, found, _ = values(nodes["Likeness_AnalyzeFaces"], **words, on_missing=on_missing)
+        assert (count, found, faces.frames) == (0, False, ((),)) and torch.equal(image, FRAMES[1:2])
+
+
+def test_menus_and_missing_files(nodes, folder):
+    load, swap_node = nodes["Likeness_LoadFaceModels"], nodes["Likeness_LoadFaceSwapper"]
+    menu = {item.id: item.options for item in load.define_schema().inputs}["pack"]
+    assert menu[:2] == ["buffalo_l", "antelopev2"] and load.validate_inputs(pack="antelopev2") is True
+    files = {item.id: item.options for item in swap_node.define_schema().inputs}["file"]
+    assert files[:2] == ["inswapper_128.onnx", "inswapper_128_fp16.onnx"]
+    assert "Check Files says" in load.validate_inputs(pack="gone") and "press R" in swap_node.validate_inputs(file="gone")
+    with pytest.raises(LikenessError, match="is not there; put a folder such as buffalo_l"):
+        load.execute(pack="gone", backend="auto")
+    with pytest.raises(LikenessError, match="put inswapper_128.onnx into"):
+        swap_node.execute(file="gone", backend="auto")
+
+
+def test_check_files_tells_all(nodes, folder):
+    broken = folder / "models" / "buffalo_l" / "det_10g.onnx"
+    broken.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (folder / "models" / "antelopev2" / "antelopev2" / "glintr100.onnx").unlink()
+    text, = values(nodes["Likeness_CheckFiles"], hashes=True)
+    for words in ("git-LFS pointer", "missing for InstantID: glintr100.onnx", "identity map buff2fs found", "swapper, ",
+                  "in 1x3x128x128, 1x512, out 1x3x128x128", "not among the known ones", "cv2 comes from",
+                  "onnxruntime comes from", "non-commercial", "operators Add"):
+        assert words in text, words
+    quick, = values(nodes["Likeness_CheckFiles"], hashes=False)
+    assert "sha256" not in quick
+
+
+def test_the_folder_of_insightface_extends_what_is_there(nodes, monkeypatch):
+    import folder_paths
+
+    from likeness.nodes import _paths
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "insightface", (["/elsewhere"], set()))
+    _paths.register()
+    folders, endings = folder_paths.folder_names_and_paths["insightface"]
+    assert folders[0] == "/elsewhere" and len(folders) == 2 and endings == set()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "insightface", (["/elsewhere"], {".pth"}))
+    _paths.register()
+    assert folder_paths.folder_names_and_paths["insightface"][1] == {".pth", ".onnx"}
+
+
+def test_embeddings_are_never_logged_or_told(nodes, caplog):
+    caplog.set_level(0)
+    faces, _, _, _, text = values(nodes["Likeness_AnalyzeFaces"], face_models=models(), image=FRAMES[:1], detection_size="640",
+                                  threshold=0.5, on_missing="error")
+    number = f"{float(faces.frames[0][0].embedding[0]):.4f}"
+    assert number not in text and number not in caplog.text
+
+
+def test_fingerprints_take_every_input(nodes):
+    """The host calls them with all inputs; one that it does not know makes the node run anew every time."""
+    for name in ("LoadFaceModels", "LoadFaceSwapper", "LoadFaces", "CheckFiles"):
+        cls = nodes[f"Likeness_{name}"]
+        words = {item.id: None for item in cls.define_schema().inputs}
+        assert cls.fingerprint_inputs(**words) == cls.fingerprint_inputs(**words)

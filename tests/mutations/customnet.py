@@ -1,0 +1,95 @@
+"""Faults in CustomNet."""
+from __future__ import annotations
+
+from harness.mutate import Mutation
+
+HOSTING, CUSTOMNET, TRAINING = "models/hosting/", "models/customnet/", "models/training/"
+UNIT = ("tests/unit/test_customnet.py",)
+LEARN = ("tests/unit/test_training_customnet.py",)
+
+
+def host(name: str, *tests: str) -> tuple[str, ...]:
+    """Named tests of tests/host/test_<name>.py: the whole file takes a minute."""
+    return tuple(f"tests/host/test_{name}.py::test_{test}" for test in tests)
+
+
+NETWORK, REPLACED = host("customnet_golden", "network"), host("customnet_golden", "a_replaced_text_attention_keeps_the_object")
+CFG, COUNTS = host("customnet_rows", "cfg"), host("customnet_rows", "rows_that_do_not_fit")
+BATCH, STRENGTHS = (host("customnet_rows", name) for name in ("views_in_one_batch_are_the_single_runs", "strengths"))
+NOISE = host("customnet_rows", "one_noise_for_all_views")
+HALF, SAVED = (host("customnet_files", name) for name in ("half_precision_copy", "cores_own_save_node_writes_a_file_that_loads"))
+PLACES, VIEWPOINT = (host("nodes_view", name) for name in ("placement_from_numbers_masks_and_boxes", "viewpoint"))
+
+MUTATIONS = [
+    # -- camera, canvas, pixels
+    Mutation("sine and cosine of the azimuth are swapped", CUSTOMNET + "view.py", "turn.sin(), turn.cos()",
+             "turn.cos(), turn.sin()", UNIT),
+    Mutation("up is down", CUSTOMNET + "view.py", "[-e for e in self.elevation]", "[e for e in self.elevation]", UNIT),
+    Mutation("a full turn shows its first view twice", CUSTOMNET + "view.py", "(count if whole else max(1, count - 1))",
+             "max(1, count - 1)", UNIT),
+    Mutation("the host's camera turns from the side", CUSTOMNET + "view.py", "math.atan2(x, z)", "math.atan2(z, x)", UNIT),
+    Mutation("the canvas is black", CUSTOMNET + "location.py", "WHITE = 1.0", "WHITE = -1.0", UNIT),
+    Mutation("the canvas is resized with its corners aligned", CUSTOMNET + "location.py", "align_corners=False",
+             "align_corners=True", UNIT),
+    Mutation("what leaves the frame is squashed, not cropped", CUSTOMNET + "location.py",
+             "part = image[:, :, rows, columns]", "part = image", UNIT),
+    Mutation("every row stands in the first box", CUSTOMNET + "location.py", "[None], box, size)",
+             "[None], boxes[0], size)", UNIT),
+    Mutation("the object's edge is soft", CUSTOMNET + "pixels.py", "(mask * 255).round() > 127",
+             "(mask * 255).round() > 126", UNIT),
+    Mutation("small objects are enlarged", CUSTOMNET + "pixels.py", "if height <= limit and width <= limit:", "if False:", UNIT),
+    Mutation("the kernel has two lobes", CUSTOMNET + "pixels.py", "x.abs() < 3", "x.abs() < 2", UNIT),
+    Mutation("the image tower's pixels are antialiased", CUSTOMNET + "pixels.py", 'mode="bicubic", align_corners=True',
+             'mode="bicubic", align_corners=False', UNIT),
+    Mutation("the release's schedule keeps its first step", CUSTOMNET + "schedule.py", "every[-2::-1]", "every[::-1]", UNIT),
+    # -- placement and telling files
+    Mutation("square is counted in shares", CUSTOMNET + "placement.py", "(max(w, h) * grow,) * 2", "(w * grow, h * grow)", UNIT),
+    Mutation("the first box is taken, not the surest", CUSTOMNET + "placement.py",
+             "boxes[max(range(len(boxes)), key=scores.__getitem__)]", "boxes[0]", UNIT),
+    Mutation("only the first picture's boxes count", CUSTOMNET + "placement.py", "return [list(entry) for entry in value]",
+             "return [list(value[0])]", UNIT),
+    Mutation("an inpaint file is taken for a normal one", CUSTOMNET + "config.py", '3: "inpaint"', '3: "normal"', UNIT),
+    # -- the network
+    Mutation("the object is lost where the text attention is replaced", HOSTING + "customnet_unet.py",
+             "return out + self._attention_at(extra_options).late_object(carrier.tokens)", "return out", REPLACED),
+    Mutation("the late object brings the bias again", HOSTING + "customnet_unet.py",
+             "return self.to_out(value) - self.to_out(torch.zeros_like(value))", "return self.to_out(value)", REPLACED),
+    Mutation("the object is added twice", HOSTING + "customnet_unet.py", "        carrier.added = True\n", "", NETWORK),
+    Mutation("the object is added in the first block only", HOSTING + "customnet_unet.py", "            carrier.added = False\n",
+             "", host("customnet_golden", "a_replaced_text_attention_keeps_the_object")),
+    Mutation("the roles are not swapped", HOSTING + "customnet_unet.py", '(".attn2.to_k_text.", ".attn2.to_k.")',
+             '(".attn2.to_k_text.", ".attn2.to_k_obj2.")', NETWORK),
+    Mutation("less text means nothing", HOSTING + "customnet_unet.py", "value * self.scale.to(value)[:, :, None]", "value",
+             host("customnet_golden", "block_with_less_text")),
+    # -- rows
+    Mutation("rows without object show it", HOSTING + "customnet_model.py",
+             "return torch.zeros(rows, 1, self.layout.width, device=device)",
+             "return torch.ones(rows, 1, self.layout.width, device=device)", CFG),
+    Mutation("all rows have the first camera", HOSTING + "customnet_model.py", "camera = _rows(shown.camera, rows)",
+             "camera = _rows(shown.camera[:1], rows)", BATCH),
+    Mutation("the object's strength is not used", HOSTING + "customnet_model.py", " * shown.strength", "", STRENGTHS),
+    Mutation("the negative shows the object", HOSTING + "view.py", "bare = Shown(None, None, None, around, 1.0",
+             "bare = Shown(embed, view.vector(), location, around, 1.0", CFG),
+    Mutation("the location is scaled as latents are", HOSTING + "view.py", "return vae.encode(((pixels + 1) / 2)",
+             "return 0.18215 * vae.encode(((pixels + 1) / 2)", host("customnet_rows", "the_location_is_what_the_vae_gives")),
+    Mutation("one noise is forgotten", HOSTING + "view.py", "if view.one_noise:", "if not view.one_noise:", NOISE),
+    Mutation("any count of views passes", HOSTING + "customnet_model.py", "if tensor.shape[0] not in (1, rows):",
+             "if tensor.shape[0] > 99:", COUNTS),
+    # -- files and nodes
+    Mutation("the object token is not saved", HOSTING + "customnet_model.py", "return {**out, **self.object_token.state_dict()}",
+             "return out", SAVED),
+    Mutation("the half copy halves the object token", HOSTING + "customnet.py",
+             "value.is_floating_point() and not name.startswith(PROJECTION)", "value.is_floating_point()", HALF),
+    Mutation("the half copy writes over a file", HOSTING + "customnet.py", "if target.exists():", "if False:", HALF),
+    Mutation("flip does nothing", "nodes/view.py", "-azimuth if flip else azimuth", "azimuth", VIEWPOINT),
+    Mutation("the mask is not looked at", "nodes/view.py", "        if mask is not None:\n            boxes, width, height",
+             "        if mask is None and False:\n            boxes, width, height", PLACES),
+    # -- training
+    Mutation("the text is never left out", TRAINING + "customnet.py", "text if chance >= self.train.drop_text else",
+             "text if chance >= 0 else", LEARN),
+    Mutation("object and place go together", TRAINING + "customnet.py", "EMBED, LOCATION = 0.10, (0.05, 0.15)",
+             "EMBED, LOCATION = 0.10, (0.0, 0.10)", LEARN),
+    Mutation("the null takes the camera too", TRAINING + "customnet.py", "self.projection(embed * keep[:, None], camera)",
+             "self.projection(embed * keep[:, None], camera * keep[:, None])", LEARN),
+    Mutation("all weights learn at one rate", TRAINING + "loop.py", '= lr * group["rate"]', "= lr", LEARN),
+]
