@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..common import files
 from ..vision.preprocess import normalise
 from . import base, judge, pretrain
-from .base import BaseRun
+from .base import BaseRun, Stage
 from .first_stage import FirstStage
 from .pool import Pool, render_pool
 from .world import Variation
@@ -125,12 +125,12 @@ class Recipe:
         folder, stages = self.folder if world == "easy" else self.folder / world, base.STAGES_OF[world]
         folder.mkdir(exist_ok=True)
 
-        def export(run: BaseRun, last: base.Stage) -> None:
+        def export(run: BaseRun, last: Stage) -> None:
             done = stages[:stages.index(last) + 1]
             self.export_base(run, stage, seconds, done, world if done == stages else "easy")
         export(base.train_base(unet, stage, folder, self.log, export, stages), stages[-1])
 
-    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float, done: tuple[base.Stage, ...], world: str) -> None:
+    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float, done: tuple[Stage, ...], world: str) -> None:
         """After the stages `done`, by which it draws `world`; a file that names no world draws the easy one."""
         unet, text = run.averaged()
         state = {**{f"unet.{k}": v for k, v in unet.items()}, **{f"text.{k}": v for k, v in text.items()},
