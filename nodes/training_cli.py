@@ -3,34 +3,49 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
-from typing import Any
 
+from ..models.common.errors import LikenessError
+from ..models.demo.ablation import VARIANTS
 from . import training_views
+from .training_miniature import Progress, begin_with, say, train_ablation, train_miniature
 
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
-LESSONS_SEED = 21
+DEVICES = ("auto", "cpu", "cuda")
+SHIPPED = ("encoders", "judge", "base", "adapter", "realcustom", "faces")
+PARTS = ("all", "first_stage", *SHIPPED, "clip", "ablation")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dev.py train", description="Make the miniature's files again, or train an adapter.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
-    demo.add_argument("part", nargs="?", default="all",
-                      choices=("all", "first_stage", "encoders", "judge", "base", "adapter", "realcustom", "faces"))
+    demo.add_argument("part", nargs="?", default="all", choices=PARTS,
+                      help="all: what ships. clip: a third encoder, to compare with. ablation: all adapters of the tables")
     demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
                       help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
+    demo.add_argument("--world", choices=("easy", "wide"), default="easy",
+                      help="what the base learns to draw. easy: what ships. wide: goes on with varied scenes, sizes, turns and "
+                           "creatures that face both ways (more than twice the steps; give --weights, too)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
+    demo.add_argument("--device", choices=DEVICES, default="auto",
+                      help="where CustAny's adapters train (default: as ComfyUI chooses)")
+    demo.add_argument("--adapters", type=Path, default=None,
+                      help="ablation: folder of its runs, one a variant and seed (default: ablation in --work)")
+    demo.add_argument("--only", nargs="+", default=[], choices=tuple(VARIANTS), help="ablation: variants (default: all)")
+    demo.add_argument("--seeds", type=int, nargs="+", default=[], help="ablation: training seeds (default: 0 1 2)")
+    demo.add_argument("--steps", type=int, default=None, help="steps of an adapter (default: the recipe's)")
     for kind, title in (("custany", "CustAny"), ("realcustom", "RealCustom++")):
         one = kinds.add_parser(kind, help=f"train a {title} adapter on the miniature or on your own pictures")
-        one.add_argument("--world", choices=("demo",), help="train in the miniature world")
+        one.add_argument("--world", choices=("demo",), help="train in the miniature world, as its base draws it")
         one.add_argument("--data", type=Path, help="folder with metadata.jsonl (reference, mask, target, caption, category)")
         one.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL checkpoint file of ComfyUI")
-        one.add_argument("--encoders", type=Path, nargs="+", default=[], help="vision encoder files, e.g. DINOv2 then MAE; for "
-                                                                              "RealCustom++ SigLIP then DINOv2")
+        one.add_argument("--encoders", type=Path, nargs="+", default=[],
+                         help="vision encoder files, " + ("e.g. DINOv2 then MAE; in the miniature world: dino, mae, clip"
+                                                          if kind == "custany" else "SigLIP then DINOv2"))
+        one.add_argument("--weights", type=Path, default=None, help="with --world: folder of the base (default: the pack's own)")
         one.add_argument("--out", type=Path, default=OUTPUT / kind,
                          help=f"folder of checkpoints and of the adapter (default: output/train/{kind} of the pack)")
         one.add_argument("--steps", type=int, default=None)
@@ -46,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         if kind == "custany":
             one.add_argument("--decouple", choices=("channel", "token", "off"), default="channel")
             one.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
+            one.add_argument("--correlate", type=float, default=0.0,
+                             help="with --world: share of pairs whose reference stands as the target does (default: none)")
+            one.add_argument("--device", choices=DEVICES, default="auto", help="with --world: where to train")
     training_views.add_arguments(kinds, OUTPUT)
     return parser
 
@@ -62,15 +80,12 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     command = "python dev.py train " + " ".join(argv)
-    if args.kind == "demo":
-        return _demo(args, command)
-    if args.kind == "customnet":
-        return training_views.run(args, command)
-    return _adapter(args, command)
-
-
-def say(text: str) -> None:
-    log.info("%s %s", time.strftime("%H:%M:%S"), text)
+    run = {"demo": _demo, "customnet": training_views.run}.get(args.kind, _adapter)
+    try:
+        return run(args, command)
+    except LikenessError as error:
+        log.error("%s", error)
+        return 2
 
 
 def _demo(args: argparse.Namespace, command: str) -> int:
@@ -83,8 +98,8 @@ def _demo(args: argparse.Namespace, command: str) -> int:
 
     weights = args.weights or WEIGHTS
     recipe = Recipe(args.work, weights, command, say)
-    wanted = ("encoders", "judge", "base", "adapter", "realcustom", "faces") if args.part == "all" else (args.part,)
-    for part in wanted:
+    settings = {"steps": args.steps} if args.steps else {}
+    for part in SHIPPED if args.part == "all" else (args.part,):
         if part == "first_stage":
             recipe.first_stage()
         elif part == "encoders":
@@ -93,123 +108,59 @@ def _demo(args: argparse.Namespace, command: str) -> int:
             recipe.judge()
         elif part == "base":
             torch.manual_seed(0)
-            recipe.base(build_trainable_unet())
+            recipe.base(build_trainable_unet(), args.world)
         elif part == "realcustom":
             from .training_realcustom import train_miniature_realcustom
-            train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors")
+            train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors", **settings)
         elif part == "faces":
             demo_faces.train(weights / "faces", command, say)
+        elif part == "clip":
+            recipe.clip()
+        elif part == "ablation":
+            train_ablation(args.adapters or args.work / "ablation", weights, args.work, args.only, args.seeds, args.steps,
+                           args.device)
         else:
-            train_miniature(args.work / "custany", weights, command, weights / "custany.safetensors")
+            train_miniature(args.work / "custany", weights, command, weights / "custany.safetensors", device=args.device,
+                            **settings)
     return 0
 
 
-def train_miniature(out: Path, weights: Path, command: str, target: Path | None = None, **settings: Any) -> Path:
-    """A CustAny adapter in the miniature world; returns the finished file. `settings` override the recipe's."""
-    import shutil
-
-    import torch
-
-    from ..models.common import files
-    from ..models.custany.config import CustAnyConfig
-    from ..models.demo import lessons
-    from ..models.demo.recipe import cache_key, keep
-    from ..models.hosting.training_base import MiniatureBase
-    from ..models.training.base import Batch
-    from ..models.training.config import TrainConfig
-    from ..models.training.custany import CustAnyTask
-    from ..models.training.loop import train
-
-    base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
-    pairs, steps = settings.pop("pairs", 10240), settings.pop("steps", None) or 2600
-    start = settings.pop("start", None)
-    config = CustAnyConfig(base.width, tuple((c.family, c.width) for _, c in base.encoders),
-                           tuple(layer for layer in base.layers if layer[0].startswith("output.")), head_dim=32,
-                           resolutions=tuple(base.sizes), base="miniature").check()
-    started = time.time()
-    # Features of another base or encoder would be trained on without a sign.
-    frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
-    drawn = (pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
-    kept = out / f"lessons_{cache_key(frozen, drawn)}.pt"
-    if kept.exists():
-        data = lessons.Lessons(*torch.load(kept, weights_only=True))
-    else:
-        data = lessons.prepare(pairs, LESSONS_SEED, lessons.ADAPTER_VARIATION, base.encode_image, base.features, base.embed_image)
-        keep(kept, tuple(data))
-    say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
-
-    class Source:
-        def batch(self, n: int, generator: torch.Generator) -> Batch:
-            index = torch.randint(0, pairs, (n,), generator=generator)
-            captions, words = lessons.told(data, index, generator)
-            features = [(c[index].float(), p[index].float()) for c, p in data.features]
-            return Batch(None, None, data.latents[index], captions, words, features, data.embeds[index])
-
-    train_config = TrainConfig(**{"steps": steps, "batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "global_off": 0.1,
-                                  "local_off": 0.1, "decouple": "off", "export_dtype": "fp16", "save_every": 200, **settings})
-    task = CustAnyTask(base, config, train_config, base.hashes)
-    _begin_with(task, start)
-    result = train(task, train_config, Source(), out, log=Progress(),
-                   metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0"})
-    say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
-    if target is not None and result.finished:
-        shutil.copyfile(result.path, target)
-    return result.path
-
-
-def _begin_with(task: Any, start: Path | None) -> None:
-    """Puts the weights of an adapter file into a new task; the sizes must be the same."""
-    from ..models.common import files
-    from ..models.custany.adapter import check_shapes
-
-    if start is not None:
-        state, _ = files.load(start)
-        check_shapes(task.config, {key: tuple(value.shape) for key, value in state.items()})
-        task.adapter.load_state_dict({key: value.float() for key, value in state.items()})
-
-
-class Progress:
-    """One line every hundred steps."""
-
-    def __call__(self, row: dict[str, float]) -> None:
-        if int(row["step"]) % 100 == 0:
-            say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-
-
 def _adapter(args: argparse.Namespace, command: str) -> int:
-    from ..models.common.errors import LikenessError
     from ..models.training.data import validate
 
-    try:
-        if args.world:
-            settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
-            from ..models.hosting.demo import WEIGHTS
-            if args.kind == "realcustom":
-                from .training_realcustom import train_miniature_realcustom
-                train_miniature_realcustom(args.out, WEIGHTS, command, seed=args.seed, start=args.start, **settings)
-                return 0
-            train_miniature(args.out, WEIGHTS, command, seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast,
-                            start=args.start, **settings)
-            return 0
-        if args.data is None:
-            raise LikenessError("Say what to train on: --world demo, or --data FOLDER --checkpoint FILE --encoders FILE FILE.")
-        faults = validate(args.data)
-        for fault in faults:
-            say(fault)
-        if args.check:
-            say(f"{len(faults)} bad row(s)")
-            return 1 if faults else 0
-        if args.checkpoint is None or not args.encoders:
-            raise LikenessError("Training on a folder needs --checkpoint FILE (SD1.5 or SDXL) and --encoders FILE [FILE].")
-        if args.kind == "realcustom":
-            from .training_realcustom import train_folder_realcustom
-            train_folder_realcustom(args, command)
-        else:
-            _train_folder(args, command)
+    if args.world:
+        _train_in_miniature(args, command)
         return 0
-    except LikenessError as error:
-        log.error("%s", error)
-        return 2
+    if args.data is None:
+        raise LikenessError("Say what to train on: --world demo, or --data FOLDER --checkpoint FILE --encoders FILE FILE.")
+    faults = validate(args.data)
+    for fault in faults:
+        say(fault)
+    if args.check:
+        say(f"{len(faults)} bad row(s)")
+        return 1 if faults else 0
+    if args.checkpoint is None or not args.encoders:
+        raise LikenessError("Training on a folder needs --checkpoint FILE (SD1.5 or SDXL) and --encoders FILE [FILE].")
+    if args.kind == "realcustom":
+        from .training_realcustom import train_folder_realcustom
+        train_folder_realcustom(args, command)
+    else:
+        _train_folder(args, command)
+    return 0
+
+
+def _train_in_miniature(args: argparse.Namespace, command: str) -> None:
+    from ..models.hosting.demo import WEIGHTS
+
+    settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
+    settings |= {"seed": args.seed, "start": args.start}
+    weights = args.weights or WEIGHTS
+    if args.kind == "realcustom":
+        from .training_realcustom import train_miniature_realcustom
+        train_miniature_realcustom(args.out, weights, command, **settings)
+    else:
+        train_miniature(args.out, weights, command, encoders=args.encoders, correlate=args.correlate, decouple=args.decouple,
+                        contrast_mode=args.contrast, device=args.device, **settings)
 
 
 def _train_folder(args: argparse.Namespace, command: str) -> None:
@@ -223,7 +174,7 @@ def _train_folder(args: argparse.Namespace, command: str) -> None:
     settings = TrainConfig(seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast, **given)
     config = preset_for(base)
     task = CustAnyTask(base, config, settings, [item.sha256 for item in base.encoders.items])
-    _begin_with(task, args.start)
+    begin_with(task, args.start)
     source = folder_source(args.data, config, settings, args.size, args.skip_bad)
     result = train(task, settings, source, args.out, log=Progress(),
                    metadata={"command": command, "dataset_license": args.license})

@@ -23,7 +23,7 @@ from ..models.training.config import TrainConfig
 from ..models.training.data import FolderData
 from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
-from .training_cli import LESSONS_SEED, Progress, say
+from .training_miniature import LESSONS_SEED, Progress, miniature_world, say
 
 PAIRS, STEPS = 6144, 3000
 
@@ -75,7 +75,7 @@ def _pairs(out: Path, weights: Path, pairs: int, base: MiniatureBase, encode: An
     if kept.exists():
         data = recontext.Recontext(*torch.load(kept, weights_only=True))
     else:
-        data = recontext.prepare(pairs, LESSONS_SEED, side, base.encode_image, encode)
+        data = recontext.prepare(pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode)
         keep(kept, tuple(data))
     say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
     return data

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("likeness")
+from .training_miniature import Progress, say
+
 LESSONS_SEED, PICTURES = 41, 10240
 
 
@@ -65,7 +65,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     else:
         data = base.lessons(views.draw(pictures, LESSONS_SEED, easy=easy))
         keep(kept, tuple(data))
-    _say(f"{pictures} pictures drawn in {time.time() - started:.0f} s")
+    say(f"{pictures} pictures drawn in {time.time() - started:.0f} s")
 
     class Source:
         def batch(self, n: int, generator: torch.Generator) -> ViewBatch:
@@ -78,19 +78,10 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     task = CustomNetTask(base, config, "token", ablation, text_rate=1.0)
     if start is not None:
         task.projection.load_state_dict(base.begin(start))
-    result = train(task, config, Source(), out, log=_progress,
+    result = train(task, config, Source(), out, log=Progress(),
                    metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0", "base": "miniature",
                              "parts": " ".join(digest[:16] for digest in base.hashes)})
-    _say(f"CustomNet: {result.step} steps in {result.seconds:.0f} s, {result.path}")
+    say(f"CustomNet: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
         shutil.copyfile(result.path, target)
     return result.path
-
-
-def _progress(row: dict[str, float]) -> None:
-    if int(row["step"]) % 100 == 0:
-        _say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-
-
-def _say(text: str) -> None:
-    log.info("%s %s", time.strftime("%H:%M:%S"), text)

@@ -1,7 +1,8 @@
 """Training pairs of the miniature world for subject adapters: a reference, a target picture, a caption with the word.
 
 Most pairs show one creature twice in other poses. In some the reference is a creature of another kind with the same
-look (the word decides the kind), in some it is only a hat or a scarf (the word is the garment).
+look (the word decides the kind), in some it is only a hat or a scarf (the word is the garment). `correlate` makes the
+reference stand as the target does in a share of the pairs, as frames of one video would: a pose that can leak.
 """
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from . import world
 from .captions import captions
 from .creatures import draw_pictures, draw_references
-from .world import ACCESSORIES, EASY, KINDS, Rows, Variation
+from .world import ACCESSORIES, KINDS, Rows, Variation
 
 OTHER_KIND, GARMENT = 0.2, 0.45  # share of pairs; GARMENT counts among those that wear something
-ADAPTER_VARIATION = EASY  # what the base can draw
 REFERENCE_VARIATION = Variation(turn=0.1, mirror=True)  # what a reference may look like
+CORRELATED = ("mirror", "turn")  # what a cropped reference can tell of a pose, and no caption names
 _BLOCK = 256
 
 Features = list[tuple[Tensor, Tensor]]
@@ -58,9 +59,12 @@ class Story(Protocol):
 
 
 def draw_pairs(n: int, generator: torch.Generator, variation: Variation, seen: Variation = REFERENCE_VARIATION,
-               margin: float | Tensor = 0.1, pixels: int = 64) -> Pair:
+               margin: float | Tensor = 0.1, pixels: int = 64, correlate: float = 0.0) -> Pair:
     """n pairs of training identities, targets (n, 3, 64, 64) in 0..1. References: poses vary as `seen`, `margin` (share of
-    the creature's longer side, or (n,)) round them, `pixels` a side."""
+    the creature's longer side, or (n,)) round them, `pixels` a side.
+
+    correlate: share of pairs whose reference faces and turns as its target does; the others stand at random. Place and
+    size are no part of it: a reference is cropped to its subject, so nobody could read them off it."""
     identity, scene = world.draw_split(n, generator)
     pose = world.draw_poses(n, generator, variation)
     other = world.draw_poses(n, generator, seen)
@@ -69,6 +73,9 @@ def draw_pairs(n: int, generator: torch.Generator, variation: Variation, seen: V
     garment = (identity["accessory"] > 0) & (chance[:, 0] < GARMENT)
     kind = torch.where((chance[:, 1] < OTHER_KIND) & ~garment,
                        torch.randint(0, len(KINDS), (n,), generator=generator), identity["kind"])
+    if correlate:  # drawn only when asked, so that the other pairs of a seed stay what they were
+        same = torch.rand(n, generator=generator) < correlate
+        other |= {name: torch.where(same, pose[name], other[name]) for name in CORRELATED}
     # no tint and no shift in the reference: its own pose is what must not leak
     reference = draw_references({**identity, "kind": kind}, other, garment, margin, pixels).picture
     mask = torch.where(garment.view(-1, 1, 1), target.accessory, target.mask)
@@ -76,14 +83,15 @@ def draw_pairs(n: int, generator: torch.Generator, variation: Variation, seen: V
 
 
 def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], Tensor],
-            features: Callable[[Tensor], Features], embed: Callable[[Tensor], Tensor]) -> Lessons:
-    """n pairs with all that the frozen networks say of them, so that a training step needs none of them."""
+            features: Callable[[Tensor], Features], embed: Callable[[Tensor], Tensor], correlate: float = 0.0) -> Lessons:
+    """n pairs with all that the frozen networks say of them, so that a training step needs none of them; on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, _BLOCK):
-        pair = draw_pairs(min(_BLOCK, n - start), generator, variation)
-        tokens = [(c.half(), p.half()) for c, p in features(pair.reference)]
-        parts.append(Lessons(encode(pair.target), embed(pair.target), tokens, pair.identity, pair.pose, pair.scene, pair.garment))
+        pair = draw_pairs(min(_BLOCK, n - start), generator, variation, correlate=correlate)
+        tokens = [(c.half().cpu(), p.half().cpu()) for c, p in features(pair.reference)]
+        parts.append(Lessons(encode(pair.target).cpu(), embed(pair.target).cpu(), tokens, pair.identity, pair.pose, pair.scene,
+                             pair.garment))
     joined = [(torch.cat([p.features[e][0] for p in parts]), torch.cat([p.features[e][1] for p in parts]))
               for e in range(len(parts[0].features))]
     return Lessons(torch.cat([p.latents for p in parts]), torch.cat([p.embeds for p in parts]), joined,

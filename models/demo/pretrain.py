@@ -1,6 +1,7 @@
-"""The miniature's two vision encoders: one that knows identity through contrast (DINO-like), one that rebuilds (MAE).
+"""The miniature's vision encoders: one that knows identity through contrast (DINO-like), one that rebuilds (MAE), and
+for comparison one that learned from captions (CLIP-like).
 
-Both are small ViTs in the key style of transformers, so that the native loader reads them like any encoder file.
+All are small ViTs in the key style of transformers, so that the native loader reads them like any encoder file.
 """
 from __future__ import annotations
 
@@ -12,16 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vision.vit import ViT, VitConfig
+from .captions import END, look, row_ids
+from .pool import Pool
+from .text import WIDTH as TEXT_WIDTH
+from .text import TextModel
+from .world import KINDS, Rows
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 96, 4, 3, 8, 64
 TOKENS = (SIDE // PATCH) ** 2
 BATCH = 64
+CHANCE = 2 * math.log(BATCH)
+
+
+EPS = {"dinov2": 1e-6, "mae": 1e-12, "clip": 1e-5}
+Log = Callable[[str], None]
+Normalise = Callable[[Tensor], Tensor]
 
 
 def vit_config(family: str) -> VitConfig:
-    """dinov2 has layer scale, mae has not; else the same small network."""
+    """One small network for all: dinov2 has layer scale, clip a norm before its blocks, no patch bias and the quick GELU."""
+    clip = family == "clip"
     return VitConfig(family=family, style="transformers", width=WIDTH, depth=DEPTH, heads=HEADS, mlp=4 * WIDTH, patch=PATCH,
-                     grid=SIDE // PATCH, layer_scale=family == "dinov2", eps=1e-6 if family == "dinov2" else 1e-12)
+                     grid=SIDE // PATCH, pre_norm=clip, patch_bias=not clip, layer_scale=family == "dinov2",
+                     activation="quick_gelu" if clip else "gelu", eps=EPS[family])
 
 
 def _initialised(family: str, seed: int) -> ViT:
@@ -52,29 +66,72 @@ def _rate(step: int, steps: int) -> float:
     return 1e-3 * min(1, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
-def train_dino(references: Tensor, normalise: Callable[[Tensor], Tensor], steps: int, log: Callable[[str], None]) -> ViT:
-    """Two views of one creature are close, two creatures are apart (InfoNCE on the class token). references: bytes."""
-    model = _initialised("dinov2", 0)
-    head = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
-    parameters = [*model.parameters(), *head.parameters()]
+def _train(parameters: list[nn.Parameter], steps: int, loss_of: Callable[[], Tensor], log: Log, what: str) -> None:
+    """Minimises loss_of(), which draws its own batch; every hundred steps a line with the mean."""
     optimizer = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.05, fused=True)
-    generator = torch.Generator().manual_seed(8)
     total = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, steps)
-        index = torch.randint(0, references.shape[0], (BATCH,), generator=generator)
-        pictures = references[index].float() / 255
-        a, b = (F.normalize(head(model(normalise(_jitter(pictures, generator))).cls), dim=-1) for _ in range(2))
-        similarity, own = a @ b.T / 0.1, torch.arange(BATCH)
-        loss = F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.item()
         if step % 100 == 99:
-            log(f"dino {step + 1}: InfoNCE {total / 100:.3f} (chance {2 * math.log(BATCH):.2f})")
+            log(f"{what.format(total / 100)}, step {step + 1}")
             total = 0.0
+
+
+def _drawn(pool: Pool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of a batch and their references (BATCH, 3, 64, 64) in 0..1."""
+    index = torch.randint(0, pool.reference.shape[0], (BATCH,), generator=generator)
+    return index, pool.reference[index].float() / 255
+
+
+def info_nce(a: Tensor, b: Tensor, temperature: Tensor | float = 0.1) -> Tensor:
+    """Both ways between rows (n, d) of unit length that belong together; chance is 2 ln n."""
+    similarity, own = a @ b.T / temperature, torch.arange(a.shape[0])
+    return F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+
+
+def train_dino(pool: Pool, normalise: Normalise, steps: int, log: Log) -> ViT:
+    """Two views of one creature are close, two creatures are apart (InfoNCE on the class token)."""
+    model = _initialised("dinov2", 0)
+    head = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
+    generator = torch.Generator().manual_seed(8)
+
+    def loss() -> Tensor:
+        pictures = _drawn(pool, generator)[1]
+        return info_nce(*(F.normalize(head(model(normalise(_jitter(pictures, generator))).cls), dim=-1) for _ in range(2)))
+    _train([*model.parameters(), *head.parameters()], steps, loss, log, f"dino InfoNCE {{:.3f}} (chance {CHANCE:.2f})")
+    return model.eval().requires_grad_(False)
+
+
+def descriptions(identity: Rows) -> list[str]:
+    """The whole look and the kind of each creature in words; nothing of pose, place or scene."""
+    out = []
+    for k, kind in enumerate(identity["kind"].tolist()):
+        before, after = look(identity, k)
+        out.append(f"a {before} {KINDS[kind]}{after}")
+    return out
+
+
+def train_clip(pool: Pool, normalise: Normalise, steps: int, log: Log) -> ViT:
+    """A creature and the words that describe it are close, other words are apart; the text side is thrown away."""
+    model = _initialised("clip", 2)
+    text, scale = TextModel(), nn.Parameter(torch.tensor(math.log(1 / 0.1)))
+    heads = nn.ModuleList([nn.Linear(WIDTH, 64, bias=False), nn.Linear(TEXT_WIDTH, 64, bias=False)])
+    rows = row_ids(descriptions(pool.identity))
+    generator = torch.Generator().manual_seed(10)
+
+    def loss() -> Tensor:
+        index, pictures = _drawn(pool, generator)
+        seen = heads[0](model(normalise(_jitter(pictures, generator))).cls)
+        said = text(rows[index])[torch.arange(BATCH), (rows[index] == END).int().argmax(1)]  # as CLIP: the first end token
+        return info_nce(F.normalize(seen, dim=-1), F.normalize(heads[1](said), dim=-1), torch.exp(-scale))
+    parameters = [*model.parameters(), *text.parameters(), *heads.parameters(), scale]
+    _train(parameters, steps, loss, log, f"clip InfoNCE {{:.3f}} (chance {CHANCE:.2f})")
     return model.eval().requires_grad_(False)
 
 
@@ -104,32 +161,21 @@ def _seen_only(model: ViT, pixels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor
     return x[:, 0], x[:, 1:]
 
 
-def train_mae(references: Tensor, normalise: Callable[[Tensor], Tensor], steps: int, log: Callable[[str], None]) -> ViT:
-    """44 of 64 patches are hidden and must be painted from the rest. references: bytes (n, 3, 64, 64)."""
+def train_mae(pool: Pool, normalise: Normalise, steps: int, log: Log) -> ViT:
+    """44 of 64 patches are hidden and must be painted from the rest."""
     model = _initialised("mae", 1)
     decoder = _Decoder()
-    parameters = [*model.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.05, fused=True)
     generator = torch.Generator().manual_seed(9)
-    total = 0.0
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps)
-        index = torch.randint(0, references.shape[0], (BATCH,), generator=generator)
-        pictures = _jitter(references[index].float() / 255, generator)
+
+    def loss() -> Tensor:
+        pictures = _jitter(_drawn(pool, generator)[1], generator)
         keep = torch.rand(BATCH, TOKENS, generator=generator).argsort(1)[:, :20]
         cls, seen = _seen_only(model, normalise(pictures), keep)
         painted = decoder(cls, seen, keep)
         target = F.unfold(pictures * 2 - 1, PATCH, stride=PATCH).transpose(1, 2)
         weight = torch.ones(BATCH, TOKENS).scatter(1, keep, 0.1)
-        loss = ((painted - target).square().mean(-1) * weight).sum() / weight.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.item()
-        if step % 100 == 99:
-            log(f"mae {step + 1}: hidden patches {total / 100:.4f}")
-            total = 0.0
+        return ((painted - target).square().mean(-1) * weight).sum() / weight.sum()
+    _train([*model.parameters(), *decoder.parameters()], steps, loss, log, "mae hidden patches {:.4f}")
     return model.eval().requires_grad_(False)
 
 
@@ -140,19 +186,27 @@ _BLOCK_NAMES = {
     "mae": {"norm1": "layernorm_before", "norm2": "layernorm_after", "q": "attention.attention.query",
             "k": "attention.attention.key", "v": "attention.attention.value", "o": "attention.output.dense",
             "fc1": "intermediate.dense", "fc2": "output.dense"},
+    "clip": {"norm1": "layer_norm1", "norm2": "layer_norm2", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
+             "v": "self_attn.v_proj", "o": "self_attn.out_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
 }
 _TOP_NAMES = {"cls": "embeddings.cls_token", "position": "embeddings.position_embeddings",
               "patch": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+_CLIP_NAMES = {"cls": "embeddings.class_embedding", "position": "embeddings.position_embedding.weight",
+               "patch": "embeddings.patch_embedding", "pre_norm": "pre_layrnorm", "norm": "post_layernorm"}
 
 
 def transformers_names(model: ViT) -> dict[str, Tensor]:
-    """The encoder's tensors under the names that transformers writes to disk."""
-    out = {}
+    """The encoder's tensors under the names and in the shapes that transformers writes to disk."""
+    family, out = model.config.family, {}
+    clip = family == "clip"
+    prefix, layers, top = ("vision_model.", "layers", _CLIP_NAMES) if clip else ("", "layer", _TOP_NAMES)
     for name, tensor in model.state_dict().items():
         parts = name.split(".")
         if parts[0] == "blocks":
-            inner = _BLOCK_NAMES[model.config.family][parts[2]]
-            out[".".join(["encoder.layer", parts[1], inner, *parts[3:]])] = tensor
+            key = ".".join(["encoder", layers, parts[1], _BLOCK_NAMES[family][parts[2]], *parts[3:]])
         else:
-            out[".".join([_TOP_NAMES[parts[0]], *parts[1:]])] = tensor
+            key = ".".join([top[parts[0]], *parts[1:]])
+        if clip and name in ("cls", "position"):  # CLIP keeps a vector and a table without the leading one
+            tensor = tensor.flatten() if name == "cls" else tensor[0]
+        out[prefix + key] = tensor
     return out

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from ..common import files
 from ..vision.preprocess import normalise
 from . import base, judge, pretrain
-from .base import BaseRun
+from .base import BaseRun, Stage
 from .first_stage import FirstStage
-from .pool import render_pool
+from .pool import Pool, render_pool
 from .world import Variation
 
-PARTS = ("first_stage", "encoders", "judge", "base")
-TRUTH = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what encoders and judge learn to see through
+SEEN = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what first stage and encoders learn from
+JUDGED = SEEN._replace(sizes=True)
 POOL = 8192  # pictures
-FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, JUDGE_STEPS = 1000, 400, 600, 600
+FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, CLIP_STEPS, JUDGE_STEPS = 1000, 400, 600, 800, 600
 
 Log = Callable[[str], None]
 
@@ -41,9 +42,11 @@ def cache_key(*parts: object) -> str:
 
 
 def keep(path: Path, value: object) -> None:
-    """Saves a cache for this work folder whole or not at all: half a file would be taken for a whole one."""
+    """Saves a cache for this work folder whole or not at all: half a file would be taken for a whole one.
+
+    Several runs may share a folder, each writes a part of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     torch.save(value, part)
     os.replace(part, path)
 
@@ -74,51 +77,67 @@ class Recipe:
 
     def first_stage(self) -> tuple[FirstStage, float]:
         def make() -> nn.Module:
-            return base.train_first_stage(render_pool(POOL, 77, TRUTH), FIRST_STAGE_STEPS, self.log)
-        stage, seconds = self._kept("first_stage", FirstStage(), make, POOL, 77, TRUTH, FIRST_STAGE_STEPS)
+            return base.train_first_stage(render_pool(POOL, 77, SEEN), FIRST_STAGE_STEPS, self.log)
+        stage, seconds = self._kept("first_stage", FirstStage(), make, POOL, 77, SEEN, FIRST_STAGE_STEPS)
         assert isinstance(stage, FirstStage)
         return stage, seconds
 
     def encoders(self) -> None:
         """dino.safetensors and mae.safetensors."""
-        pool = None
-        for family, train, steps, name in (("dinov2", pretrain.train_dino, DINO_STEPS, "dino"),
-                                           ("mae", pretrain.train_mae, MAE_STEPS, "mae")):
-            config = pretrain.vit_config(family)
+        self._encoder("dino", "dinov2", DINO_STEPS, pretrain.train_dino)
+        self._encoder("mae", "mae", MAE_STEPS, pretrain.train_mae)
 
-            def make(train=train, steps=steps, config=config) -> nn.Module:
-                nonlocal pool
-                pool = pool or render_pool(POOL, 11, TRUTH)
-                return train(pool.reference, lambda pixels: normalise(pixels, config), steps, self.log)
-            model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, TRUTH, steps, config)
-            assert isinstance(model, pretrain.ViT)
-            self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
-                        **{"likeness.family": family})
+    def clip(self) -> None:
+        """clip.safetensors: an encoder that learned from captions, only to compare with; it does not ship."""
+        self._encoder("clip", "clip", CLIP_STEPS, pretrain.train_clip)
+
+    @cached_property
+    def _seen(self) -> Pool:
+        """What all encoders learn from."""
+        return render_pool(POOL, 11, SEEN)
+
+    def _encoder(self, name: str, family: str, steps: int, train: Callable[..., pretrain.ViT]) -> None:
+        config = pretrain.vit_config(family)
+
+        def make() -> nn.Module:
+            return train(self._seen, lambda pixels: normalise(pixels, config), steps, self.log)
+        model, seconds = self._kept(family, pretrain.ViT(config), make, POOL, 11, SEEN, steps, config)
+        assert isinstance(model, pretrain.ViT)
+        self._write(name, half(pretrain.transformers_names(model)), seconds, num_heads=str(config.heads),
+                    **{"likeness.family": family})
 
     def judge(self) -> judge.Judge:
         """judge.safetensors, with its own accuracy on held-out renders in the metadata."""
         def make() -> nn.Module:
-            return judge.train_judge(render_pool(POOL, 11, TRUTH), JUDGE_STEPS, self.log)
-        model, seconds = self._kept("judge", judge.Judge(), make, POOL, 11, TRUTH, JUDGE_STEPS)
+            return judge.train_judge(render_pool(POOL, 11, JUDGED), JUDGE_STEPS, self.log)
+        model, seconds = self._kept("judge", judge.Judge(), make, POOL, 11, JUDGED, JUDGE_STEPS)
         assert isinstance(model, judge.Judge)
-        pool = render_pool(1024, 99, TRUTH, training=False)
+        pool = render_pool(1024, 99, JUDGED, training=False)
         right = judge.accuracy(model, pool.picture.float() / 255, judge.truth(pool, torch.arange(1024)))
         self.log(f"judge on held-out renders: {right}")
         self._write("judge", half(model.state_dict()), seconds, accuracy=json.dumps(right))
         return model
 
-    def base(self, unet: nn.Module) -> None:
-        """base.safetensors: UNet, text encoder, first stage."""
+    def base(self, unet: nn.Module, world: str = "easy") -> None:
+        """base.safetensors: UNet, text encoder, first stage. world: one of base.STAGES_OF, each with checkpoints of its own:
+        the learning rate follows the length of the whole recipe."""
         stage, seconds = self.first_stage()
-        run = base.train_base(unet, stage, self.folder, self.log, lambda run, _: self.export_base(run, stage, seconds))
-        self.export_base(run, stage, seconds)
+        folder, stages = self.folder if world == "easy" else self.folder / world, base.STAGES_OF[world]
+        folder.mkdir(exist_ok=True)
 
-    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float) -> None:
+        def export(run: BaseRun, last: Stage) -> None:
+            done = stages[:stages.index(last) + 1]
+            self.export_base(run, stage, seconds, done, world if done == stages else "easy")
+        export(base.train_base(unet, stage, folder, self.log, export, stages), stages[-1])
+
+    def export_base(self, run: BaseRun, stage: FirstStage, seconds: float, done: tuple[Stage, ...], world: str) -> None:
+        """After the stages `done`, by which it draws `world`; a file that names no world draws the easy one."""
         unet, text = run.averaged()
         state = {**{f"unet.{k}": v for k, v in unet.items()}, **{f"text.{k}": v for k, v in text.items()},
                  **{f"first_stage.{k}": v for k, v in stage.state_dict().items()}}
-        stages = "; ".join(f"{s.name}: {s.steps} steps, {s.variation}" for s in base.STAGES)
-        self._write("base", half(state), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH), stages=stages)
+        stages = "; ".join(f"{s.name}: {s.steps} steps, {s.variation}" for s in done)
+        more = {} if world == "easy" else {"world": world}
+        self._write("base", half(state), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH), stages=stages, **more)
 
     def _write(self, name: str, state: dict[str, Tensor], seconds: float, **more: str) -> None:
         path = self.weights / f"{name}.safetensors"

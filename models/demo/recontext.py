@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import world
-from .lessons import ADAPTER_VARIATION, draw_pairs
+from .lessons import draw_pairs
 from .world import Rows, Variation
 
 BLOCK = 128
@@ -37,15 +37,16 @@ class Recontext(NamedTuple):
     garment: Tensor
 
 
-def prepare(n: int, seed: int, side: int, encode_image: Callable[[Tensor], Tensor], encode: Encode) -> Recontext:
-    """n pairs; references of `side` pixels go through `encode`, targets through `encode_image`."""
+def prepare(n: int, seed: int, variation: Variation, side: int, encode_image: Callable[[Tensor], Tensor],
+            encode: Encode) -> Recontext:
+    """n pairs; references of `side` pixels go through `encode`, targets, which vary as `variation`, through `encode_image`."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, BLOCK):
         count, progress = min(BLOCK, n - start), start / n
         turn, most = (a + (b - a) * progress for a, b in zip(*STAGES, strict=True))
         margin = STAGES[0][1] + (most - STAGES[0][1]) * torch.rand(count, generator=generator)
-        pair = draw_pairs(count, generator, ADAPTER_VARIATION, Variation(turn=turn, mirror=True), margin, side)
+        pair = draw_pairs(count, generator, variation, Variation(turn=turn, mirror=True), margin, side)
         deep, local = encode(pair.reference)
         mask = F.adaptive_avg_pool2d(pair.mask[:, None], CELLS)[:, 0]
         parts.append(Recontext(encode_image(pair.target), deep.half(), local.half(), mask, pair.identity, pair.pose, pair.scene,

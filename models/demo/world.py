@@ -5,10 +5,13 @@ are no part of it. All draws take a torch.Generator and give dictionaries of ten
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..common.errors import LikenessError
 
 KINDS = ("cat", "dog", "bear", "bunny", "robot", "duck")
 COLOURS = {
@@ -40,8 +43,19 @@ class Variation(NamedTuple):
 
 
 EASY = Variation()
-WIDE = Variation(scene=0.5, offset=0.0, turn=0.0, mirror=True, sizes=True, pairs=0.25)
-WIDEST = Variation(scene=1.0, offset=2.0, turn=0.15, mirror=True, sizes=True, pairs=0.25)
+WIDE = Variation(scene=0.5, offset=1.0, turn=0.1, mirror=True, sizes=True)
+WORLDS = {"easy": EASY, "wide": WIDE}  # what a base can be trained to draw
+
+
+def world_of(metadata: Mapping[str, str]) -> str:
+    """Which of WORLDS a base with this metadata draws; a file that does not tell draws the easy one.
+
+    Raises LikenessError for a world that is not among them."""
+    name = metadata.get("world", "easy")
+    if name not in WORLDS:
+        raise LikenessError(f"The miniature's base draws the world {name!r}, this pack knows {' and '.join(WORLDS)}; make the "
+                            "base again with: python dev.py train demo base.")
+    return name
 
 
 def _draw(n: int, below: int, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as management
 import comfy.sd
 import torch
 from torch import Tensor
@@ -51,23 +52,35 @@ def with_patches(middle: Middle | None, cross: Cross | None, layers: Sequence[tu
     return options
 
 
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def training_device(name: str) -> torch.device:
+    """auto: where the host would compute. Raises LikenessError for a card that is not there."""
+    if name == "auto":
+        return management.get_torch_device()
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LikenessError("Training was to run on a CUDA card, but torch sees none; say --device cpu, or mend the driver.")
+    return torch.device(name)
+
+
 class MiniatureBase:
     """The miniature in plain float32 layers: what the shipped adapters are trained on."""
 
-    def __init__(self, weights: Path, encoders: list[Path]):
+    def __init__(self, weights: Path, encoders: list[Path], device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
         state, _ = files.load(weights)
         self.unet, self.text, self.stage = build_trainable_unet(), TextModel(), FirstStage()
         for module, name in ((self.unet, "unet"), (self.text, "text"), (self.stage, "first_stage")):
             module.load_state_dict({key[len(name) + 1:]: value.float() for key, value in state.items()
                                     if key.startswith(name + ".")})
-            module.eval().requires_grad_(False)
+            module.eval().requires_grad_(False).to(self.device)
         loaded = [files.load(path) for path in encoders]
-        self.encoders = [load_vit(tensors, metadata) for tensors, metadata in loaded]
+        self.encoders = [load_vit(tensors, metadata, device=self.device) for tensors, metadata in loaded]
         self.sizes = common_size([config for _, config in self.encoders])
         self.hashes = [files.sha256(path) for path in encoders]
         self.width = UNET_CONFIG["context_dim"]
         self.embed_width = self.encoders[0][1].width
-        self.device = torch.device("cpu")
         channels = self.unet.model_channels
         parts = ("input.1", "input.3", "middle.0", "output.0", "output.1", "output.2", "output.3")
         self.residual_blocks = self.unet.num_res_blocks[0]
@@ -76,11 +89,11 @@ class MiniatureBase:
 
     def encode_text(self, captions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         first = word_rows(captions, words)
-        return self.text(row_ids(captions)), first, (first >= 0).long()
+        return self.text(row_ids(captions).to(self.device)), first, (first >= 0).long()
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        return self.stage.encode(pixels * 2 - 1)
+        return self.stage.encode(pixels.to(self.device) * 2 - 1)
 
     @torch.no_grad()
     def embed_image(self, pixels: Tensor) -> Tensor:
@@ -88,7 +101,7 @@ class MiniatureBase:
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Features:
-        pictures = pixels.permute(0, 2, 3, 1)
+        pictures = pixels.to(self.device).permute(0, 2, 3, 1)
         out = []
         for (model, config), size in zip(self.encoders, self.sizes, strict=True):
             result = model(preprocess(pictures, config, size))
@@ -104,7 +117,8 @@ class MiniatureBase:
         return *noised(latents, t, noise), self._weight
 
     def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None, cross: Cross | None = None) -> Tensor:
-        return self.unet(x_t, t.float(), context=rows, transformer_options=with_patches(middle, cross, self.layers))
+        return self.unet(x_t, t.to(x_t.device).float(), context=rows,
+                         transformer_options=with_patches(middle, cross, self.layers))
 
 
 def activation_bytes(layers: Sequence[tuple[str, int]], narrow: int, latents: tuple[int, ...], dtype: torch.dtype) -> int:

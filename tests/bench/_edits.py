@@ -142,15 +142,12 @@ class Studio:
     """Server, judge and identities; what was measured is kept in a file, so that a run that was stopped goes on."""
 
     def __init__(self, server: Any, folder: Path):
-        from bench.custany import candidates, save_references
+        from bench.custany import candidates, load_judge, save_references
 
         from likeness.models.common import files
-        from likeness.models.demo.judge import Judge
         from likeness.models.hosting.demo import WEIGHTS
 
-        state, _ = files.load(WEIGHTS / "judge.safetensors")
-        self.judge = Judge().eval()
-        self.judge.load_state_dict({k: v.float() for k, v in state.items()})
+        self.judge, _ = load_judge(WEIGHTS)
         self.ids, self.server, self.folder = candidates(), server, folder
         save_references(server.input, self.ids)
         digest = hashlib.sha256("".join(files.sha256(WEIGHTS / f"{name}.safetensors") for name in

@@ -2,6 +2,7 @@
 
 Rows: text only, both levels, a shuffled reference (and each level alone with --all). 256 pictures a row: 16 held-out
 identities x 4 prompts x 4 noises. The judge was trained apart on renders; its own accuracy stands beside the rows.
+--only ablation measures the adapters of `train demo ablation` in this process: levels, encoders, decoupling, three seeds.
 """
 from __future__ import annotations
 
@@ -11,17 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.paths import ROOT
+
 IDENTITIES, PROMPTS, NOISES, STEPS, CFG = 16, 4, 4, 20, 3.0
 ROWS = {"none": None, "both": (1.0, 1.0), "shuffled": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}
 
 
-def candidates() -> dict[str, Any]:
-    """16 held-out identities with different looks, all kinds among them; the same at every call."""
+def candidates(seed: int = 2024) -> dict[str, Any]:
+    """16 held-out identities with different looks, all kinds among them; the same at every call with a seed."""
     import torch
 
     from likeness.models.demo import world
 
-    generator = torch.Generator().manual_seed(2024)
+    generator = torch.Generator().manual_seed(seed)
     rows, _ = world.draw_split(200, generator, training=False)
     codes, keep = set(), []
     for index, code in enumerate(world.identity_code(rows).tolist()):
@@ -137,22 +140,29 @@ def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list)
     return {key: round(value, 4) for key, value in out.items()}
 
 
+def load_judge(weights: Path) -> tuple[Any, str]:
+    """The judge of a folder of weights, and what its file says of its own accuracy on held-out renders."""
+    from likeness.models.common import files
+    from likeness.models.demo.judge import Judge
+
+    state, metadata = files.load(weights / "judge.safetensors")
+    judge = Judge().eval()
+    judge.load_state_dict({k: v.float() for k, v in state.items()})
+    return judge, metadata["accuracy"]
+
+
 def quality(rows: list[str], folder: Path) -> dict[str, Any]:
     """The table of retrieval, scene and place, and a sheet of pictures beside it."""
     import torch
     from PIL import Image
 
     from harness.server import Server
-    from likeness.models.common import files
-    from likeness.models.demo.judge import Judge
     from likeness.models.hosting.demo import WEIGHTS
 
-    state, metadata = files.load(WEIGHTS / "judge.safetensors")
-    judge = Judge().eval()
-    judge.load_state_dict({k: v.float() for k, v in state.items()})
+    judge, accuracy = load_judge(WEIGHTS)
     ids = candidates()
     out: dict[str, Any] = {"identities": IDENTITIES, "chance": round(1 / IDENTITIES, 4),
-                           "pictures_a_row": IDENTITIES * PROMPTS * NOISES, "judge_on_renders": metadata["accuracy"]}
+                           "pictures_a_row": IDENTITIES * PROMPTS * NOISES, "judge_on_renders": accuracy}
     with Server(cpu=True) as server:
         save_references(server.input, ids)
         sheet = [read([(server.input / f"identity_{k:02d}.png").read_bytes()])[0] for k in range(IDENTITIES)]
@@ -179,13 +189,24 @@ def overhead(family: str, threads: int) -> dict[str, float]:
 def main(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="dev.py bench custany")
     parser.add_argument("--all", action="store_true", help="also each level alone")
-    parser.add_argument("--only", choices=("quality", "sd15", "sdxl"), nargs="*", default=["quality", "sd15", "sdxl"])
+    parser.add_argument("--only", choices=("quality", "sd15", "sdxl", "ablation"), nargs="*",
+                        default=["quality", "sd15", "sdxl"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--adapters", type=Path, default=ROOT / "output" / "train" / "demo" / "ablation",
+                        help="ablation: folder of `train demo ablation`")
+    parser.add_argument("--weights", type=Path, default=None, help="ablation: base, encoders, judge (default: the pack's own)")
+    parser.add_argument("--rows", nargs="+", default=[], help="ablation: only these rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="ablation: training seeds")
+    parser.add_argument("--each", type=int, default=6, help="ablation: pictures of each of the 16 identities of a seed")
     parser.add_argument("--out", type=Path, default=Path("output/bench"))
     args = parser.parse_args(argv)
     out: dict[str, Any] = {}
     if "quality" in args.only:
         out |= quality(list(ROWS) if args.all else ["none", "both", "shuffled"], args.out)
+    if "ablation" in args.only:
+        from bench import _ablation_table
+
+        out |= _ablation_table.ablation(args.weights, args.adapters, args.out, args.rows, args.seeds, args.each, args.threads)
     for family in ("sd15", "sdxl"):
         if family in args.only:
             out |= overhead(family, args.threads)

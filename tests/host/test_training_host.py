@@ -255,7 +255,7 @@ def test_activations_of_the_real_sizes():
 def test_lessons_of_other_weights_are_drawn_anew(tmp_path, monkeypatch):
     """Kept features belong to one base and its encoders; half a file left by a kill is no file."""
     from likeness.models.demo import lessons
-    from likeness.nodes import training_cli
+    from likeness.nodes import training_miniature
     weights = tmp_path / "weights"
     weights.mkdir()
     for target, name in (("base", mini.BASE), ("dino", mini.DINO), ("mae", mini.MAE)):
@@ -264,7 +264,7 @@ def test_lessons_of_other_weights_are_drawn_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(lessons, "prepare", lambda *args: drawn.append(args[0]) or real(*args))
 
     def run(out: str, **settings: Any) -> list[str]:
-        training_cli.train_miniature(tmp_path / out, weights, "test", **{"pairs": 4, "steps": 1, "batch": 2, **settings})
+        training_miniature.train_miniature(tmp_path / out, weights, "test", **{"pairs": 4, "steps": 1, "batch": 2, **settings})
         return sorted(path.name for path in (tmp_path / out).glob("lessons_*"))
     first = run("one")
     assert len(first) == 1 and first[0].endswith(".pt") and drawn == [4]
@@ -284,7 +284,7 @@ def test_lessons_of_other_weights_are_drawn_anew(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch, "save", killed)
         run("three")
-    assert [path.name.endswith(".part") for path in (tmp_path / "three").iterdir()] == [True]
+    assert [path.name.endswith(".part") for path in (tmp_path / "three").glob("lessons_*")] == [True]
     run("three")
     assert drawn == [4] * 4
 

@@ -146,9 +146,10 @@ MUTATIONS = [
     Mutation("the UNet is made ready once", HOSTING + "training_base.py",
              "        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),"
              "\n                                             base.get_dtype_inference()))\n", "", STEPS),
-    Mutation("lessons are kept by their number alone", "nodes/training_cli.py", "cache_key(frozen, drawn)", "cache_key(drawn)",
-             STEPS),
-    Mutation("a cache is written in place", "models/demo/recipe.py", 'path.with_name(path.name + ".part")', "path", STEPS),
+    Mutation("lessons are kept by their number alone", "nodes/training_miniature.py", "cache_key(frozen, drawn)",
+             "cache_key(drawn)", STEPS),
+    Mutation("a cache is written in place", "models/demo/recipe.py",
+             'path.with_name(f"{path.name}.{os.getpid()}.part")', "path", STEPS),
     Mutation("Ctrl-C breaks the step", "models/training/loop.py", "        if self.asked:\n            raise",
              "        if True:\n            raise", LOOP),
     Mutation("Ctrl-C saves nothing", "models/training/loop.py", "if last_save != run.step:",

@@ -7,6 +7,7 @@ import torch
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.demo import recontext
+from likeness.models.demo.world import EASY
 from likeness.models.realcustom import config as configs
 from likeness.models.realcustom.adapter import build
 from likeness.models.realcustom.config import RealCustomConfig
@@ -143,7 +144,7 @@ def test_names_of_networks_with_any_number_of_residual_blocks(blocks):
 def test_the_curriculum_opens():
     assert [recontext.open_pairs(100, progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [40, 70, 100, 100]
     seen = []
-    data = recontext.prepare(recontext.BLOCK + 4, 3, 32, lambda pixels: pixels[:, :, ::8, ::8],
+    data = recontext.prepare(recontext.BLOCK + 4, 3, EASY, 32, lambda pixels: pixels[:, :, ::8, ::8],
                              lambda pixels: seen.append(pixels) or (pixels.flatten(2), pixels.flatten(2)))
     assert data.mask.shape == (132, 8, 8) and data.deep.dtype == torch.float16 and len(seen) == 2
     inside = data.mask.flatten(1).sum(1)

@@ -1,0 +1,30 @@
+"""Which adapters the tables of evidence compare, and how their folders are called."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+SEEDS, STEPS = (0, 1, 2), 2600
+
+
+class Variant(NamedTuple):
+    """What differs from one trained adapter to the next; everything else is the recipe's."""
+    encoders: tuple[str, ...] = ("dino", "mae")
+    # Share of pairs whose reference stands as the target does; on an easy base, where no pose varies, none can leak.
+    correlate: float = 0.0
+    decouple: str = "off"
+
+
+VARIANTS = {
+    "both": Variant(),
+    "dino": Variant(("dino",)),
+    "mae": Variant(("mae",)),
+    "clip": Variant(("clip",)),
+    "coupled": Variant(correlate=0.9),
+    "decoupled": Variant(correlate=0.9, decouple="channel"),
+}
+
+
+def folder_of(adapters: Path, variant: str, seed: int) -> Path:
+    """Where the run of a variant and training seed lies."""
+    return adapters / f"{variant}_{seed}"

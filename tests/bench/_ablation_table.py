@@ -1,0 +1,166 @@
+"""Numbers, intervals, verdicts, tables and picture grids of the ablation."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench._ablation import MEASURES, ROWS, Studio, save_grid
+from torch import Tensor
+
+DRAWS = 2000
+NAMES = {
+    "none": "text only", "global": "global level only", "local": "local level only", "both": "both levels, both encoders",
+    "shuffled": "reference of another subject", "dino": "DINO only", "mae": "MAE only", "clip": "CLIP only",
+    "coupled": "pairs of one pose, no decoupling", "decoupled": "pairs of one pose, decoupling",
+    "ceiling": "judge on true renders", "coded": "judge on true renders through the first stage",
+}
+TABLES = {"levels": ("none", "global", "local", "both", "shuffled"), "encoders": ("dino", "mae", "clip", "both"),
+          "decoupling": ("both", "coupled", "decoupled")}
+OVER = (("retrieval_hard", "both", "local"), ("retrieval_hard", "local", "global"), ("retrieval_hard", "global", "none"),
+        ("retrieval_hard", "both", "dino"), ("retrieval_hard", "both", "mae"), ("retrieval_hard", "both", "clip"),
+        ("leak", "coupled", "both"), ("leak", "coupled", "decoupled"))
+GOALS = (("retrieval", "both", 0.85), ("retrieval_hard", "both", 0.60), ("scene", "both", 0.95), ("place", "both", 0.90))
+MOST_LOST = 0.05  # retrieval that decoupling may cost
+
+
+def spread(values: Tensor) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (seeds, pictures): training seeds are drawn anew, and pictures within each."""
+    seeds, pictures = values.shape
+    g = torch.Generator().manual_seed(0)
+    chosen = torch.randint(0, seeds, (DRAWS, seeds, 1), generator=g)
+    index = torch.randint(0, pictures, (DRAWS, seeds, pictures), generator=g)
+    means = values[chosen, index].mean((1, 2)).sort().values
+    return float(means[round(0.025 * DRAWS) - 1]), float(means[round(0.975 * DRAWS) - 1])
+
+
+def entry(name: str, values: Tensor) -> dict[str, float]:
+    """Mean and both ends of its interval."""
+    low, high = spread(values)
+    return {name: float(values.mean()), f"{name}_lo": low, f"{name}_hi": high}
+
+
+def verdict(numbers: dict[str, Any], measure: str, a: str, b: str) -> str:
+    """Whether a is above b: only where the intervals do not overlap."""
+    if numbers[f"{measure}_{a}_lo"] > numbers[f"{measure}_{b}_hi"]:
+        return "shown"
+    return "the other way round" if numbers[f"{measure}_{a}_hi"] < numbers[f"{measure}_{b}_lo"] else "not shown"
+
+
+def summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Flat numbers from what was measured: row -> one entry a training seed."""
+    out: dict[str, Any] = {}
+    values = {(m, row): torch.tensor([seed[m] for seed in found]) for row, found in rows.items() for m in MEASURES}
+    for (measure, row), hits in values.items():
+        out |= entry(f"{measure}_{row}", hits)
+    for row, found in rows.items():
+        out[f"seeds_{row}"] = len(found)
+        if row in ROWS:
+            out[f"seconds_{row}"] = min(seed["seconds"] for seed in found)
+            out[f"memory_mib_{row}"] = found[0]["memory_mib"]
+    for measure, a, b in OVER:
+        if a in rows and b in rows:
+            out[f"verdict_{measure}_{a}_over_{b}"] = verdict(out, measure, a, b)
+    for measure, row, wanted in GOALS:
+        if row in rows:
+            out[f"goal_{measure}_{row}"] = f"{'reached' if out[f'{measure}_{row}'] >= wanted else 'missed'}, {wanted}"
+    if len(rows.get("coupled", ())) == len(rows.get("decoupled", ())) > 0:
+        for measure in ("retrieval", "retrieval_hard"):  # the same identities, prompts and noises: picture by picture
+            out |= entry(f"lost_{measure}_decoupled", values[measure, "coupled"] - values[measure, "decoupled"])
+        lost = out["lost_retrieval_decoupled"]
+        out["goal_lost_retrieval_decoupled"] = f"{'reached' if lost <= MOST_LOST else 'missed'}, at most {MOST_LOST}"
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}
+
+
+def markdown(numbers: dict[str, Any]) -> str:
+    """The tables for EVIDENCE.md."""
+    out = []
+    for title, rows in TABLES.items():
+        out += [f"### {title}", "",
+                "| | retrieval@1 of 16 | hard, of 64 | scene | place | faces as the reference | s a picture | MiB |",
+                "|---|---|---|---|---|---|---|---|"]
+        for row in (*rows, "ceiling", "coded"):
+            if f"retrieval_{row}" in numbers:
+                cells = [f"{numbers[f'{m}_{row}']:.2f} ({numbers[f'{m}_{row}_lo']:.2f} to {numbers[f'{m}_{row}_hi']:.2f})"
+                         for m in MEASURES]
+                more = [f"{numbers[f'{m}_{row}']:.2f}" if row in ROWS else "" for m in ("seconds", "memory_mib")]
+                out.append(f"| {' | '.join([NAMES[row], *cells, *more])} |")
+        out += [f"| chance | {numbers['chance']:.3f} | {numbers['chance_hard']:.3f} | 0.20 | 0.33 | 0.50 | | |", ""]
+    lines = [key for key in numbers if key.startswith(("verdict_", "goal_", "lost_"))]
+    return "\n".join([*out, *(f"- `{key}`: {numbers[key]}" for key in lines)]) + "\n"
+
+
+def labelled(strips: list[tuple[str, Tensor]], path: Path) -> None:
+    """A grid with the rows' names on the left; each strip is (columns, 3, 64, 64)."""
+    from PIL import Image, ImageDraw
+
+    grid = torch.nn.functional.pad(torch.stack([strip for _, strip in strips]), (1, 1, 1, 1), value=1.0)
+    save_grid(torch.nn.functional.interpolate(grid.flatten(0, 1), scale_factor=2).unflatten(0, grid.shape[:2]), path)
+    with Image.open(path) as picture:
+        sheet = Image.new("RGB", (picture.width + 230, picture.height), "white")
+        sheet.paste(picture, (230, 0))
+        for number, (name, _) in enumerate(strips):
+            ImageDraw.Draw(sheet).text((6, number * 132 + 58), name, fill="black", font_size=14)
+        sheet.save(path)
+
+
+def read_strip(path: Path) -> Tensor:
+    """(2, 16, 3, 64, 64) of a file that the studio kept."""
+    import numpy
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    rows, columns = pixels.shape[1] // 64, pixels.shape[2] // 64
+    return pixels.view(3, rows, 64, columns, 64).permute(1, 3, 0, 2, 4)
+
+
+def grids(studio: Studio, rows: dict[str, list[dict[str, Any]]], seed: int) -> None:
+    """One sheet a table with the pictures of one training seed."""
+    t = studio.trials(seed)
+    first = torch.arange(len(t.ids["kind"])) * studio.each
+    who = torch.arange(len(first))
+
+    def reference(turn: int) -> Tensor:
+        shown = t.picture[who, t.mirror[first + turn]]
+        return torch.nn.functional.interpolate(shown, (64, 64), mode="area")
+    for title, names in TABLES.items():
+        turns = (0, 1) if title == "decoupling" else (0,)
+        strips = []
+        for turn in turns:
+            strips.append(("reference", reference(turn)))
+            strips += [(NAMES[name], read_strip(studio.strip(name, seed))[turn]) for name in names if name in rows
+                       and studio.has(name, seed)]
+        labelled(strips, studio.folder / f"ablation_{title}.png")
+
+
+def ablation(weights: Path | None, adapters: Path, folder: Path, only: list[str], seeds: list[int], each: int,
+             threads: int) -> dict[str, Any]:
+    """All rows whose adapters are there, with what is missing named; writes tables and grids into `folder`."""
+    from harness.paths import HarnessError
+    from likeness.models.hosting.demo import WEIGHTS
+
+    unknown = sorted(set(only) - set(ROWS))
+    if unknown or each < 2:
+        raise HarnessError(f"There is no row {unknown[0]}, there are {', '.join(ROWS)}." if unknown else
+                           "--each must be 2 or more: references face both ways.")
+    torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():  # as the host runs nodes
+        studio = Studio(weights or WEIGHTS, adapters, folder, each)
+        rows: dict[str, list[dict[str, Any]]] = {}
+        missing = []
+        for seed in seeds:
+            for name in ("ceiling", "coded", *(only or ROWS)):
+                if name in ROWS and not studio.has(name, seed):
+                    missing.append(f"{name}_{seed}")
+                else:
+                    rows.setdefault(name, []).append(studio.measure(name, seed))
+        out = {"pictures_a_row": 16 * each * len(seeds), "training_seeds": len(seeds), "chance": round(1 / 16, 4),
+               "chance_hard": round(1 / 64, 4), "chance_leak": 0.5, "judge_on_renders": studio.judge_says,
+               "hard_in_one_attribute": round(sum(studio.trials(s).neighbours for s in seeds) / len(seeds), 1),
+               "device": str(studio.model.load_device), "world": studio.world,
+               "missing": ", ".join(missing) or "nothing", **summary(rows)}
+        grids(studio, rows, seeds[0])
+    (folder / "ablation.md").write_text(markdown(out), encoding="utf-8")
+    return out
