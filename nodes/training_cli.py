@@ -86,6 +86,8 @@ def main(argv: list[str]) -> int:
     except LikenessError as error:
         log.error("%s", error)
         return 2
+    finally:
+        torch.set_flush_denormal(False)  # a state of the whole process, and others may call this function too
 
 
 def _demo(args: argparse.Namespace, command: str) -> int:

@@ -127,7 +127,7 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
     needed = sum(p.numel() * p.element_size() for p in before.parameters())
     monkeypatch.setattr(baseline, "GRADIENT_FACTOR", 0)
     monkeypatch.setattr(baseline.management, "get_free_memory",
-                        lambda device, both=False: (needed - 1,) * 2 if both else needed - 1)
+                        lambda device, torch_free_too=False: (needed - 1,) * 2 if torch_free_too else needed - 1)
     with pytest.raises(LikenessError, match="second copy of the model.*GiB are free"):
         record_null_text(who, schedule(model, 3), latent, 2)
     unchanged(model, before)
