@@ -63,7 +63,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     from ..models.common import files
     from ..models.custany.config import CustAnyConfig
     from ..models.demo import lessons
-    from ..models.demo.recipe import cache_key, keep
+    from ..models.demo.cache import cache_key, kept_or_made
     from ..models.hosting.training_base import MiniatureBase, training_device
     from ..models.training.base import Batch
     from ..models.training.config import TrainConfig
@@ -89,11 +89,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                                resolutions=tuple(base.sizes), base="miniature").check()
         started = time.time()
         kept = (cache or out) / f"lessons_{cache_key(frozen, drawn)}.pt"
-        if kept.exists():
-            data = lessons.Lessons(*torch.load(kept, weights_only=True))
-        else:
-            data = lessons.prepare(pairs, LESSONS_SEED, variation, base.encode_image, base.features, base.embed_image, correlate)
-            keep(kept, tuple(data))
+        data = kept_or_made(kept, lessons.Lessons, lambda: lessons.prepare(
+            pairs, LESSONS_SEED, variation, base.encode_image, base.features, base.embed_image, correlate))
         say(f"{pairs} pairs drawn in {time.time() - started:.0f} s, {base.device}")
 
         class Source:

@@ -12,7 +12,7 @@ import torch
 from ..models.common import files
 from ..models.common.errors import LikenessError
 from ..models.demo import lessons, recontext
-from ..models.demo.recipe import cache_key, keep
+from ..models.demo.cache import cache_key, kept_or_made
 from ..models.hosting.training_base import MiniatureBase, load_checkpoint_base
 from ..models.hosting.training_realcustom import checkpoint_encode, config_of, miniature_encode
 from ..models.realcustom.adapter import build
@@ -72,11 +72,8 @@ def _pairs(out: Path, weights: Path, pairs: int, base: MiniatureBase, encode: An
     started = time.time()
     frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
     kept = out / f"recontext_{cache_key(frozen, pairs, side, LESSONS_SEED, recontext.STAGES)}.pt"
-    if kept.exists():
-        data = recontext.Recontext(*torch.load(kept, weights_only=True))
-    else:
-        data = recontext.prepare(pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode)
-        keep(kept, tuple(data))
+    data = kept_or_made(kept, recontext.Recontext, lambda: recontext.prepare(
+        pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode))
     say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
     return data
 

@@ -48,7 +48,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     import torch
 
     from ..models.demo import views
-    from ..models.demo.recipe import cache_key, keep
+    from ..models.demo.cache import cache_key, kept_or_made
     from ..models.hosting.customnet_demo import Lessons, MiniatureViews
     from ..models.training.config import TrainConfig
     from ..models.training.customnet import CustomNetTask, ViewBatch
@@ -60,11 +60,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     started = time.time()
     drawn = (pictures, LESSONS_SEED, views.AZIMUTH, views.ELEVATION, views.DISTANCE, views.SIDES, views.REFERENCE, easy)
     kept = out / f"views_{cache_key(base.hashes, drawn)}.pt"
-    if kept.exists():
-        data = Lessons(*torch.load(kept, weights_only=True))
-    else:
-        data = base.lessons(views.draw(pictures, LESSONS_SEED, easy=easy))
-        keep(kept, tuple(data))
+    data = kept_or_made(kept, Lessons, lambda: base.lessons(views.draw(pictures, LESSONS_SEED, easy=easy)))
     say(f"{pictures} pictures drawn in {time.time() - started:.0f} s")
 
     class Source:

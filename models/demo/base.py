@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .cache import kept_or_made
 from .captions import captions, row_ids
 from .first_stage import FirstStage
 from .pool import Pool, render_pool
@@ -168,14 +169,7 @@ class BaseRun:
 
 def stage_pool(folder: Path, stage: Stage) -> Pool:
     """The stage's pictures, kept in the work folder so that a resumed run does not draw them again."""
-    path = folder / f"pool_{stage.name}.pt"
-    if path.exists():
-        return Pool(*torch.load(path, weights_only=True))
-    pool = render_pool(stage.pool, stage.seed, stage.variation)
-    part = path.with_suffix(".part")
-    torch.save(tuple(pool), part)
-    part.replace(path)
-    return pool
+    return kept_or_made(folder / f"pool_{stage.name}.pt", Pool, lambda: render_pool(stage.pool, stage.seed, stage.variation))
 
 
 def train_base(unet: nn.Module, first_stage: FirstStage, folder: Path, log: Callable[[str], None],

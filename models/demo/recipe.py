@@ -4,9 +4,7 @@ Every part leaves its state in a work folder and is not made twice; the base wri
 """
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -19,6 +17,7 @@ from ..common import files
 from ..vision.preprocess import normalise
 from . import base, judge, pretrain
 from .base import BaseRun, Stage
+from .cache import cache_key, keep
 from .first_stage import FirstStage
 from .pool import Pool, render_pool
 from .world import Variation
@@ -34,21 +33,6 @@ Log = Callable[[str], None]
 def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights as they ship; the PCA stays in float32, it is small and exact."""
     return {key: value.float() if key.endswith((".mean", ".basis", ".scale")) else value.half() for key, value in state.items()}
-
-
-def cache_key(*parts: object) -> str:
-    """A short name for all that a cached file depends on."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def keep(path: Path, value: object) -> None:
-    """Saves a cache for this work folder whole or not at all: half a file would be taken for a whole one.
-
-    Several runs may share a folder, each writes a part of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    torch.save(value, part)
-    os.replace(part, path)
 
 
 class Recipe:

@@ -17,7 +17,7 @@ from ..inversion.replay import replay
 from .fingerprint import free_hash, model_hash
 from .guider import EnhancerGuider
 from .memory import stop_if_asked
-from .recorder import prediction_of, step_cache
+from .recorder import changes_steps, prediction_of
 
 log = logging.getLogger("likeness")
 
@@ -47,14 +47,16 @@ class BiMDSampler(comfy.samplers.Sampler):
             else:
                 mask = own if mask is None else mask * own
         options, seed = extra_args["model_options"], extra_args.get("seed")
-        other_prompt = not self.accept and inversion.method != "ddim" and free_hash(model_wrap) != inversion.conditioning_hash
+        enhancer = isinstance(model_wrap, EnhancerGuider)  # its prompts were looked at in `_check`
+        tied = not enhancer and not self.accept and inversion.method != "ddim"
+        other_prompt = tied and free_hash(model_wrap) != inversion.conditioning_hash
         length = len(inversion.levels) - 1
 
         def mixed(level: int, here: Tensor, sigma: Tensor, forward: float) -> Tensor:
             stop_if_asked()
             every = sigma.expand(here.shape[0])
             null = None if inversion.nulls is None else inversion.nulls[level - 1].to(here)
-            if isinstance(model_wrap, EnhancerGuider):
+            if enhancer:
                 return model_wrap.mixed(here, every, forward, options, difference, null)
             if null is not None or difference is not None or forward not in (0.0, 1.0):
                 what = ("a null-text inversion" if null is not None else "the mask mode difference" if difference is not None
@@ -112,7 +114,7 @@ def mismatches(inversion: Inversion, guider: Any, sigmas: Tensor | None) -> list
     # A plain DDIM inversion has no residuals that another prompt would make untrue; other guiders are asked where it counts.
     if inversion.method != "ddim" and isinstance(guider, EnhancerGuider) and free_hash(guider) != inversion.conditioning_hash:
         out.append("its free or negative prompt, or what hangs on them (ControlNet, area, hook), is not the guider's")
-    skips = step_cache(guider.model_patcher)
+    skips = changes_steps(guider.model_patcher)
     if skips:
         out.append(f"{skips} on the guider's model skips or changes whole steps")
     return out

@@ -266,7 +266,7 @@ def meets_others(branches: Branches) -> bool:
     return wrapped or replaced or counts_slots(branches.free_options)
 
 
-def step_cache(patcher: Any) -> str:
+def changes_steps(patcher: Any) -> str:
     """Name of what on a MODEL repeats an earlier step's answer, or changes a whole step's, behind a recording's back; "" for
     nothing."""
     keys = {key for kind in patcher.wrappers.values() for key, found in kind.items() if found}
@@ -283,7 +283,7 @@ def record(guider: Any, sigmas: Tensor, latent: Tensor, settings: Settings | Non
     kept = truncated(levels, settings.start)
     if getattr(latent, "is_nested", False):
         raise LikenessError("A latent of several parts (video with sound) cannot be inverted; invert the picture part alone.")
-    skips = step_cache(guider.model_patcher)
+    skips = changes_steps(guider.model_patcher)
     if skips:
         raise LikenessError(f"{skips[0].upper()}{skips[1:]} on the model skips or changes whole steps, so the recording would "
                             "not hold what the model does; bypass it for the recording and the replay.")

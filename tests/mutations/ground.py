@@ -148,7 +148,7 @@ MUTATIONS = [
              "\n                                             base.get_dtype_inference()))\n", "", STEPS),
     Mutation("lessons are kept by their number alone", "nodes/training_miniature.py", "cache_key(frozen, drawn)",
              "cache_key(drawn)", STEPS),
-    Mutation("a cache is written in place", "models/demo/recipe.py",
+    Mutation("a cache is written in place", "models/demo/cache.py",
              'path.with_name(f"{path.name}.{os.getpid()}.part")', "path", STEPS),
     Mutation("Ctrl-C breaks the step", "models/training/loop.py", "        if self.asked:\n            raise",
              "        if True:\n            raise", LOOP),
