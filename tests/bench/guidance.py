@@ -18,14 +18,14 @@ def counts() -> dict[str, int]:
     """A random adapter on the miniature, all layers: what 25 steps ask of the network and of the adapter."""
     import comfy.samplers
     import torch
-    from _guidance_quality import NEGATIVE, World, injected, random_adapter
+    from _guidance_world import World, injected, random_adapter
 
     from likeness.models.hosting.word_maps import CAPTURE
 
     with torch.inference_mode():
         world = World()
         who = random_adapter(world)
-        done = injected(world, who, "a photo of a cat on the beach", "cat", NEGATIVE, refresh=REFRESH)
+        done = injected(world, who, "a photo of a cat on the beach", "cat", refresh=REFRESH)
         seen = {"guidance": 0, "generate": 0, "rows": 0, "kv": 0}
 
         def look(apply_model: Any, args: dict[str, Any]) -> Any:
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if "memory" in args.only:
         out |= memory()
     if "located" in args.only:
-        from _guidance_quality import located
+        from _guidance_located import located
         out |= located()
     if "quality" in args.only:
         from _guidance_quality import quality
