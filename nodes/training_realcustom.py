@@ -29,13 +29,15 @@ PAIRS, STEPS = 6144, 3000
 
 
 class Curriculum:
-    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first half of the steps."""
+    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first half of the steps. steps 0:
+    all of them from the start, for an adapter that goes on from a trained one."""
 
     def __init__(self, data: recontext.Recontext, steps: int):
         self.data, self.steps, self.count = data, steps, 0
 
     def batch(self, n: int, generator: torch.Generator) -> Batch:
-        index = torch.randint(0, recontext.open_pairs(len(self.data.scene), self.count / self.steps), (n,), generator=generator)
+        progress = self.count / self.steps if self.steps else 1.0
+        index = torch.randint(0, recontext.open_pairs(len(self.data.scene), progress), (n,), generator=generator)
         self.count += 1
         captions, words = lessons.told(self.data, index, generator)
         features = [(self.data.deep[index].float(), self.data.local[index].float())]
@@ -59,7 +61,7 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
                                   "drop_both": 0.02, "export_dtype": "fp16", "save_every": 200, **settings})
     task = RealCustomTask(base, config, train_config, encode, 2 * config.size, base.hashes, base.residual_blocks)
     _begin_with(task, start)
-    result = train(task, train_config, Curriculum(data, steps), out, log=Progress(),
+    result = train(task, train_config, Curriculum(data, 0 if start else steps), out, log=Progress(),
                    metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0"})
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:

@@ -18,6 +18,7 @@ from .canvas import Board, write
 from .client import Client
 from .paths import ROOT, WORKFLOWS, HarnessError
 from .server import Server
+from .workflow_guidance import one_to_many, predicted, rounds, subject_where_its_word_is, two_words, visible_mask
 from .workflow_inversion import bring_back, change_subject, drawing, exact, fuse_identities, fusion, keep_the_scene
 from .workflow_parts import (
     BLUE,
@@ -152,6 +153,9 @@ RECIPES: dict[str, Callable[[Board], None]] = {
     "4 Mix picture and word": mix, "5 Story strip": story,
     "6 Exact inversion": exact, "7 Change the subject, keep the scene": change_subject, "8 Identity fusion": fusion,
     "9 Identity on a drawing": drawing,
+    "13 A mask you can see": visible_mask, "14 Two words, two subjects": two_words,
+    "15 Many words of one picture (One2Many)": one_to_many, "16 Predict the mask, edit it, use it": predicted,
+    "17 Round after round": rounds,
 }
 
 
@@ -167,7 +171,7 @@ def build(info: dict) -> dict[str, dict]:
 
 def blueprints(info: dict) -> dict[str, dict]:
     """Sub-graph files by name."""
-    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities)
+    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities, subject_where_its_word_is)
     return {sub.name: sub.blueprint() for sub in (make(info) for make in makers)}
 
 

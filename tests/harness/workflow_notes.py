@@ -32,6 +32,10 @@ INVERTED = """With a large model set **steps** and **cfg** in the block: 20 to 5
 the old picture. Set the dials anew, they count steps. Bypass *Enlarge the tiny strip* where there is one, and give the grid of
 *Identity fusion* cells of your picture's size."""
 
+GUIDED = """With a large model set in every *Guidance Mask Generator* (in the block: on the block) **layers** to *all*, **values**
+to *soft* and **refresh_until_step** to half of your steps; the values here are for the miniature, whose masks have 8 x 8 places.
+**scope** is about the share of the picture that the subject shall fill: 0.2 to 0.3 for one, less for a part."""
+
 
 def note(*parts: str) -> str:
     """Text of a note: the line breaks of this file go, those of headings, lists and paragraphs stay."""
@@ -158,4 +162,61 @@ drawing, and the backward flow brings it along.
 The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
 new colours come in, on the belly and the ears. A large model knows many styles.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
+    "13 A mask you can see": note("""# A mask you can see
+**The subject of your picture acts only where the model itself is drawing its word.** The block asks the model at each of the
+first steps where the word **cat** is, and lets the cat of your picture in there and nowhere else. Each row of the result shows
+one seed: the text alone, the last mask, and the subject under that mask. Scene, pose and place stay those of the text.
+
+## What to change
+- **Sentence**: another scene. The **word** of the block must stand in it.
+- **scope**: how much of the picture the mask may cover. **refresh_until_step**: how long it follows the word; later steps keep
+  the last mask.
+- **Preview Guidance** shows the masks step by step, for all pictures of the run.
+- **local_strength**: how strongly the subject acts inside the mask.
+- The mask and the pictures go on to any node: masks from *Preview Guidance*, the rest from the block.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+    "14 Two words, two subjects": note("""# Two words, two subjects
+**Two pictures in, both subjects in one new picture, and nobody paints a mask.** Each subject has its word and its own live mask.
+The masks keep the two apart: the cat's look goes to the cat, the bunny's look to the bunny. A row of the result is one seed:
+both subjects, the mask of the first, the mask of the second, and the text alone.
+
+## What to change
+- The two sentences and words, and the **scope** of each mask. A third subject: one more sentence, word, mask and injector.
+- **Preview Guidance** shows the masks of each word, step by step.
+- The miniature draws two creatures only when each has a sentence for its half, so the halves are part of this workflow. A large
+  model takes *a cat and a bunny in the snow* in one sentence: give both *Subject Prompts* that same text, connect the first one's
+  **conditioning** where *Both* is connected now, and delete the halves.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+    "15 Many words of one picture (One2Many)": note("""# Many words of one picture
+**One picture, looked at once, and several words that take from it.** Row by row, from left to right: only the word **cat** gets
+the look of the picture; only the word **duck** does; both do; the text alone. One *ID Extractor* serves all; each word has its
+own live mask, and what no word names stays as the text makes it.
+
+## What to change
+- The two sentences and words, and the **scope** of each mask.
+- A picture that holds several things: the word decides what is taken, such as *cat* and *scarf* of a cat with a scarf. A large
+  model finds them in one sentence; the miniature draws two creatures only when each has a sentence for its half.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+    "16 Predict the mask, edit it, use it": note("""# Predict the mask, edit it, use it
+**Where will the cat be? Look before you sample, change the mask, and use it.** *Predict Guidance Mask* takes the first steps with
+the text alone and shows what the model has in mind, with the mask in colour. Here all below the neck is taken away, so that only
+the head gets the look of the picture. A row of the result: the text alone, the whole mask, the edited mask.
+
+## What to change
+- **stop_step**: early steps know the place, later ones the outline.
+- The edit: any mask node. By hand: save the mask, paint it in the **mask editor** of a *Load Image*, and connect that one's MASK
+  to *Edited*.
+- **mask_use** at *multiply*: the word's live mask, and yours limits it.
+- The seed feeds both, the prediction and the samplers; change it in one place.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+    "17 Round after round": note("""# Round after round
+**The picture of one round is the reference of the next.** Your picture shows a bear without a hat. Round 1 draws it with a hat
+that only the text asks for. Its own mask cuts the bear out of that picture, and rounds 2 and 3 begin with it: they know
+the hat now.
+
+## What to change
+- The **sentences** and **words**. A later word may name more than the former, such as *bear with a hat*.
+- Another seed invents another hat.
+- A fourth round: copy the last groups, with its picture and mask as you see it between round 1 and round 2.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
 }

@@ -14,10 +14,10 @@ SAM3 = {"name": "sam3.1_multiplex_fp16.safetensors", "directory": "checkpoints",
         "url": "https://huggingface.co/Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors"}
 
 
-def start(board: Board) -> tuple[Node, Group]:
+def start(board: Board, method: str = "CustAny") -> tuple[Node, Group]:
     """Note and model; also the group of the subject, still empty."""
     board.group("Read me", (0, 0), YELLOW).note(NOTES[board.name], width=460, height=900)
-    world = board.group("1  Model", (1, 0), BLUE).add("Likeness_LoadDemo", {"method": "CustAny"})
+    world = board.group("1  Model", (1, 0), BLUE).add("Likeness_LoadDemo", {"method": method})
     return world, board.group("2  Subject", (1, 1), GREEN)
 
 
@@ -65,10 +65,9 @@ def save(group: Group, pictures: Link, prefix: str, room: int = 420) -> None:
 
 
 def inject(group: Group, model: Link, positive: Link, negative: Link, subject: Link, word: Link, title: str = "",
-           column: int = 0, row: int = 0, mask: Link | None = None) -> Node:
-    values = {"model": model, "positive": positive, "negative": negative, "subject": subject, "word": word}
-    if mask is not None:
-        values["mask"] = mask
+           column: int = 0, row: int = 0, mask: Link | None = None, guidance: Link | None = None) -> Node:
+    values = {"model": model, "positive": positive, "negative": negative, "subject": subject, "word": word,
+              **({"mask": mask} if mask else {}), **({"guidance": guidance} if guidance else {})}
     return group.add("Likeness_DualLevelInjector", values, title=title, column=column, row=row)
 
 

@@ -107,7 +107,7 @@ def test_training_and_use_are_one_network():
     assert (trained - plain).abs().max() > 3e-2 * trained.abs().max()
 
 
-def test_the_recipe_in_two_parts_is_the_recipe_in_one(tmp_path):
+def test_the_recipe_in_two_parts_is_the_recipe_in_one(tmp_path, monkeypatch):
     """Four steps at once, and two that are gone on with: one file, which loads with its encoders."""
     from likeness.nodes.training_realcustom import train_miniature_realcustom
     more = {"pairs": 6, "batch": 2, "save_every": 2}
@@ -133,8 +133,11 @@ def test_the_recipe_in_two_parts_is_the_recipe_in_one(tmp_path):
         adapter = adapters.load_adapter(one)
         assert adapter.config.base == "miniature" and adapters.wanted_encoders(adapter)[2] == (0, 0)
         assert adapters.load_encoders(adapter, files_of_encoders()).items[0].config.depth == 1
+    asked: list[float] = []
+    monkeypatch.setattr(module.recontext, "open_pairs", lambda n, progress: asked.append(progress) or n)
     again = train_miniature_realcustom(tmp_path / "three", weights(), "test", steps=1, start=one, **more)
     assert files.load(again)[0].keys() == a.keys()
+    assert asked == [1.0], "a trained adapter goes on with all pairs"
 
 
 def test_two_steps_on_a_checkpoint(tmp_path):

@@ -101,6 +101,9 @@ MUTATIONS = [
     Mutation("a dropped reference is the picture", TRAINING + "realcustom.py", "torch.where(place, nothing, part",
              "torch.where(~place, nothing, part", TRAIN),
     Mutation("all pairs are open from the start", "models/demo/recontext.py", "share = OPEN_AT_START +", "share = 1.0 +", TRAIN),
+    Mutation("an adapter that goes on begins with the easy pairs again", "nodes/training_realcustom.py",
+             "Curriculum(data, 0 if start else steps)", "Curriculum(data, steps)",
+             ("tests/host/test_training_realcustom.py::test_the_recipe_in_two_parts_is_the_recipe_in_one",)),
     Mutation("every network has two residual blocks a level", REALCUSTOM + "config.py", "blocks = residual_blocks(plain)",
              "blocks = 2", TRAIN),
 ]

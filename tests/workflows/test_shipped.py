@@ -11,10 +11,18 @@ import pytest
 from harness import build_workflows, canvas, canvas_inputs, paths, workflows
 from workflows.shipped import FILES, NAMES, OURS, blueprints, golden, light, nodes, of_type, prompt, same, saved
 
+
+def strip(parts: int) -> tuple[int, int, int]:
+    """Size of so many pictures side by side."""
+    return 256, (parts * 64 + (parts - 1) * 2) * 4, 3
+
+
 # number and size of the pictures that each one saves
 PICTURES = dict.fromkeys(NAMES, (4, (256, 256, 3))) | {
-    "5 Story strip": (1, (256, (4 * 64 + 3 * 2) * 4, 3)), "8 Identity fusion": (1, (256, 5 * 256, 3)),
-    **dict.fromkeys(("7 Change the subject, keep the scene", "9 Identity on a drawing"), (1, (256, (3 * 64 + 2 * 2) * 4, 3)))}
+    "5 Story strip": (1, strip(4)), "8 Identity fusion": (1, (256, 5 * 256, 3)),
+    **dict.fromkeys(("7 Change the subject, keep the scene", "9 Identity on a drawing", "17 Round after round"), (1, strip(3))),
+    **dict.fromkeys(("13 A mask you can see", "16 Predict the mask, edit it, use it"), (3, strip(3))),
+    **dict.fromkeys(("14 Two words, two subjects", "15 Many words of one picture (One2Many)"), (3, strip(4)))}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import build_workflows, canvas, paths, workflow_inversion, workflow_parts, workflow_pictures, workflows
+from harness import (
+    build_workflows,
+    canvas,
+    paths,
+    workflow_guidance,
+    workflow_inversion,
+    workflow_parts,
+    workflow_pictures,
+    workflows,
+)
 from workflows.shipped import (
     FILES,
     NAMES,
@@ -32,9 +41,10 @@ EACH = pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_the_folder_is_flat_and_complete():
     names = {p.name for p in paths.WORKFLOWS.iterdir()}
     wanted = {f"{name}.{ending}" for name in build_workflows.RECIPES for ending in ("json", "jpg")}
-    assert names == wanted | {"inputs"} and len(FILES) == 9
+    assert names == wanted | {"inputs"} and len(FILES) == 14
     assert [p.stem for p in blueprints()] == sorted(
-        [workflow_parts.BLUEPRINT, workflow_inversion.KEEP, workflow_inversion.BACK, workflow_inversion.FUSE])
+        [workflow_parts.BLUEPRINT, workflow_inversion.KEEP, workflow_inversion.BACK, workflow_inversion.FUSE,
+         workflow_guidance.WHERE])
 
 
 @EACH

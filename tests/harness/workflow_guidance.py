@@ -1,0 +1,254 @@
+"""The shipped workflows of RealCustom++: the subject acts where the model draws its word; and their block."""
+from __future__ import annotations
+
+from .canvas import Board, Group, Link, Node, Sub
+from .workflow_inversion import stitch
+from .workflow_parts import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    SAMPLER,
+    SIDE,
+    core_cut_out,
+    cut_out_picture,
+    extract,
+    inject,
+    save,
+    start,
+)
+
+METHOD = "RealCustom++"
+WHERE = "Subject where its Word is (RealCustom++)"
+PICTURES, REFRESH = 3, 10
+NECK = 40  # of a creature in the middle, pixels from above
+# what the miniature needs: its fine layers know outlines best, and its masks have 8 x 8 cells
+GUIDED = {"scope": 0.22, "refresh_until_step": REFRESH, "values": "binary", "layers": "finest of the way up"}
+
+
+def subject_where_its_word_is(info: dict) -> Sub:
+    """The method as one block: a picture and a prompt in, a guided model and prompts for any sampler out."""
+    sub = Sub(WHERE, info, "Keeps the subject of a reference picture, and lets it act only where the model itself is drawing its "
+              "word: looks at the picture, finds the word, makes the mask while sampling (RealCustom++).")
+    model, clip = sub.input("model", "MODEL"), sub.input("clip", "CLIP")
+    adapter, encoders = sub.input("adapter", "LIKENESS_ADAPTER"), sub.input("encoders", "LIKENESS_ENCODERS")
+    image, mask = sub.input("image", "IMAGE"), sub.input("mask", "MASK", required=False)
+    seen = sub.group("The subject", (0, 0), GREEN).add(
+        "Likeness_ExtractID", {"adapter": adapter, "encoders": encoders, "image": image, "mask": mask}, room=230)
+    words = sub.group("The words", (0, 1), PURPLE)
+    prompt = words.add("Likeness_EncodePrompt", {"clip": clip, "text": "a photo of a cat on the beach", "word": "cat"})
+    empty = words.add("CLIPTextEncode", {"clip": clip, "text": ""}, title="Negative prompt")
+    guide = guided(sub.group("Where", (1, 0), GREY), prompt["word"])
+    into = inject(sub.group("Into the model", (2, 0), BLUE), model, prompt["conditioning"], empty["CONDITIONING"],
+                  seen["subject"], prompt["word"], guidance=guide)
+    for name, node, widget in (("text", prompt, "text"), ("word", prompt, "word"), ("negative_text", empty, "text"),
+                               ("local_strength", into, "local_strength")):
+        sub.promote(name, node, widget)
+    node = sub.by_id(guide.node)
+    for name in ("scope", "refresh_until_step", "values", "layers"):
+        sub.promote(name, node, name)
+    sub.preview(seen)
+    for name in ("model", "positive", "negative"):
+        sub.output(name, into[name])
+    sub.output("guidance", guide)
+    return sub
+
+
+def guided(group: Group, word: Link, title: str = "", column: int = 0, **values: object) -> Link:
+    """GUIDANCE of a word."""
+    return group.add("Likeness_GuidanceMask", {"word": word, **GUIDED, **values}, title=title, column=column)["guidance"]
+
+
+def begin(board: Board, count: int = PICTURES) -> tuple[Node, Group, Link, Link]:
+    """(miniature, group of the subject, empty latent, seed): one seed for all samplers, so that they can be compared."""
+    world, group = start(board, METHOD)
+    model = board.groups[1]
+    latent = model.add("EmptyLatentImage", {"width": SIDE, "height": SIDE, "batch_size": count}, title="Size and number",
+                       column=1)["LATENT"]
+    return world, group, latent, model.add("PrimitiveInt", {"value": 7}, title="Seed of all pictures", column=1)["INT"]
+
+
+def sample(group: Group, world: Node, model: Link, positive: Link, negative: Link, latent: Link, seed: Link, title: str,
+           row: int = 0) -> tuple[Link, Link]:
+    """(LATENT, IMAGE)."""
+    run = group.add("KSampler", {"model": model, "positive": positive, "negative": negative, "latent_image": latent,
+                                 "seed": seed, **SAMPLER}, title=title, room=120, row=row)["LATENT"]
+    return run, group.add("VAEDecode", {"samples": run, "vae": world["vae"]}, title=f"Decode: {title.lower()}", row=row)["IMAGE"]
+
+
+def plain_words(group: Group, world: Node, text: Link, row: int) -> Link:
+    return group.add("CLIPTextEncode", {"clip": world["clip"], "text": text}, title="The same words, no subject",
+                     row=row)["CONDITIONING"]
+
+
+def shown(group: Group, guidance: Link, latent: Link, picture: Link, words: str = "this word", title: str = "") -> Link:
+    """The preview of a run: its masks step by step, the last ones last."""
+    return group.add("Likeness_PreviewGuidance", {"guidance": guidance, "latent": latent, "image": picture, "words": words},
+                     room=420, width=420, title=title)["masks"]
+
+
+def last_masks(group: Group, masks: Link, count: int = PICTURES, column: int = 0, of: str = "") -> Link:
+    """The masks of the last step as pictures of the miniature's size."""
+    plain = group.add("MaskToImage", {"mask": masks}, column=column, title=f"Masks as pictures{of}")
+    last = group.add("ImageFromBatch", {"image": plain["IMAGE"], "batch_index": -count, "length": count}, column=column,
+                     title=f"The last step's{of}")
+    return group.add("ImageScale", {"image": last["IMAGE"], "upscale_method": "nearest-exact", "width": SIDE, "height": SIDE,
+                                    "crop": "disabled"}, column=column, title=f"Mask: size of the picture{of}")["IMAGE"]
+
+
+def visible_mask(board: Board) -> None:
+    world, group, latent, seed = begin(board)
+    image, mask = cut_out_picture(group, "likeness_cat_2")
+    core_cut_out(board, image, (1, 2))
+    words = board.group("3  The sentence", (2, 0), PURPLE)
+    text = words.add("PrimitiveStringMultiline", {"value": "a photo of a cat on the beach, left"}, title="Sentence",
+                     room=30)["STRING"]
+    block = board.group("4  Subject, only where its word is", (3, 0), GREEN).add(subject_where_its_word_is(board.info), {
+        "model": world["model"], "clip": world["clip"], "adapter": world["adapter"], "encoders": world["encoders"],
+        "image": image, "mask": mask, "text": text}, width=400, room=140)
+    runs = board.group("5  The same seed, with and without", (4, 0), PURPLE)
+    run, with_it = sample(runs, world, block["model"], block["positive"], block["negative"], latent, seed, "With the subject")
+    plain = plain_words(runs, world, text, 1)
+    without = sample(runs, world, world["model"], plain, block["negative"], latent, seed, "Text alone", 1)[1]
+    look = board.group("6  The mask of this very run", (5, 0), GREY)
+    where = last_masks(look, shown(look, block["guidance"], run, with_it), column=1)
+    joined = stitch(board.group("7  Text alone, mask, with the subject", (6, 0), GREY), [without, where, with_it])
+    save(board.group("8  Result", (7, 0), BLUE), joined, "visible mask")
+
+
+def halves(group: Group, left: Link, right: Link) -> Link:
+    """Each sentence counts in its half: CONDITIONING of both."""
+    zero = group.add("SolidMask", {"value": 0.0, "width": SIDE, "height": SIDE}, title="Whole picture, black")
+    half = group.add("SolidMask", {"value": 1.0, "width": SIDE // 2, "height": SIDE}, title="Left half, white")
+    here = group.add("MaskComposite", {"destination": zero["MASK"], "source": half["MASK"], "x": 0, "y": 0, "operation": "add"},
+                     title="Left")
+    there = group.add("InvertMask", {"mask": here["MASK"]}, title="Right")
+    placed = [group.add("ConditioningSetMask", {"conditioning": words, "mask": mask["MASK"]}, column=1, title=title)
+              for words, mask, title in ((left, here, "Left sentence: left"), (right, there, "Right sentence: right"))]
+    return group.add("ConditioningCombine", {"conditioning_1": placed[0]["CONDITIONING"],
+                                             "conditioning_2": placed[1]["CONDITIONING"]}, column=1, title="Both")["CONDITIONING"]
+
+
+def both_sentences(board: Board, world: Node, scene: str, kinds: tuple[str, str]) -> tuple[Node, Node, Link, Link, list[Link]]:
+    """Groups 4 to 6: (left prompt, right prompt, both sentences, negative, guidance of each word)."""
+    words = board.group("4  Two sentences, two words", (3, 0), PURPLE)
+    one, two = (words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": f"a photo of a {kind} {scene}, {place}",
+                                                    "word": kind}, title=f"{place.capitalize()}: {kind}")
+                for kind, place in zip(kinds, ("left", "right"), strict=True))
+    empty = words.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")["CONDITIONING"]
+    both = halves(board.group("5  A half for each sentence", (4, 0), GREY), one["conditioning"], two["conditioning"])
+    where = board.group("6  Where the model draws each word", (4, 1), GREY)
+    guides = [guided(where, word["word"], f"Where the {kind} is", column=column)
+              for column, (word, kind) in enumerate(zip((one, two), kinds, strict=True))]
+    return one, two, both, empty, guides
+
+
+def two_words(board: Board) -> None:
+    world, group, latent, seed = begin(board)
+    a, a_mask = cut_out_picture(group, "likeness_cat_2", "First subject")
+    b, b_mask = cut_out_picture(group, "likeness_bunny", "Second subject", "White on the second", row=1)
+    core_cut_out(board, a, (1, 2))
+    ids = board.group("3  Look at both", (2, 0), GREEN)
+    cat, bunny = (extract(ids, world, *args) for args in ((a, a_mask, "First subject"), (b, b_mask, "Second subject")))
+    one, two, both, empty, (first, second) = both_sentences(board, world, "in the snow", ("cat", "bunny"))
+    into = board.group("7  Both into the model, one after the other", (5, 0), GREEN)
+    left = inject(into, world["model"], both, empty, cat, one["word"], "First subject", guidance=first)
+    last = inject(into, left["model"], left["positive"], left["negative"], bunny, two["word"], "Second subject", guidance=second)
+    runs = board.group("8  The same seed, with and without", (6, 0), PURPLE)
+    run, with_them = sample(runs, world, last["model"], last["positive"], last["negative"], latent, seed, "With both subjects")
+    without = sample(runs, world, world["model"], both, empty, latent, seed, "Text alone", 1)[1]
+    look = board.group("9  The masks of this very run", (7, 0), GREY)
+    areas = [last_masks(look, shown(look, guide, run, with_them, title=f"Masks of the {of}"), of=f", {of}", column=column)
+             for column, (guide, of) in enumerate(((first, "first"), (second, "second")))]
+    joined = stitch(board.group("10  Both, where the first is, where the second is, text alone", (8, 0), GREY),
+                    [with_them, *areas, without])
+    out = board.group("11  Result", (9, 0), BLUE)
+    save(out, joined, "two words")
+    out.add("PreviewAny", {"source": last["text"]}, title="What the second injector did", room=160)
+
+
+def one_to_many(board: Board) -> None:
+    world, group, latent, seed = begin(board)
+    image, mask = cut_out_picture(group, "likeness_cat_2")
+    core_cut_out(board, image, (1, 2))
+    subject = extract(board.group("3  Look at it, once", (2, 0), GREEN), world, image, mask)
+    one, two, both, empty, (first, second) = both_sentences(board, world, "in the forest", ("cat", "duck"))
+    into = board.group("7  One picture, word by word", (5, 0), GREEN)
+    cat = inject(into, world["model"], both, empty, subject, one["word"], "Only the cat", guidance=first)
+    duck = inject(into, world["model"], both, empty, subject, two["word"], "Only the duck", guidance=second)
+    all_ = inject(into, cat["model"], cat["positive"], cat["negative"], subject, two["word"], "The duck too", guidance=second)
+    runs = board.group("8  The same seed, four times", (6, 0), PURPLE)
+    pictures = []
+    for row, (node, title) in enumerate(((cat, "Cat"), (duck, "Duck"), (all_, "Cat and duck"))):
+        run, made = sample(runs, world, node["model"], node["positive"], node["negative"], latent, seed, title, row)
+        pictures.append(made)
+    pictures.append(sample(runs, world, world["model"], both, empty, latent, seed, "Text alone", 3)[1])
+    shown(board.group("9  The masks of the last run", (7, 0), GREY), first, run, made, "every word of the run")
+    joined = stitch(board.group("10  Cat, duck, both, text alone", (8, 0), GREY), pictures)
+    save(board.group("11  Result", (9, 0), BLUE), joined, "one to many")
+
+
+def predicted(board: Board) -> None:
+    world, group, latent, seed = begin(board)
+    image, mask = cut_out_picture(group, "likeness_cat")
+    core_cut_out(board, image, (1, 2))
+    subject = extract(group, world, image, mask, column=2)
+    words = board.group("3  The sentence", (2, 0), PURPLE)
+    prompt = words.add("Likeness_EncodePrompt", {"clip": world["clip"], "text": "a photo of a cat on the beach, center",
+                                                 "word": "cat"})
+    empty = words.add("CLIPTextEncode", {"clip": world["clip"], "text": ""}, title="Negative prompt")["CONDITIONING"]
+    before = board.group("4  Before: where will it be?", (3, 0), GREY)
+    sampling = {"steps": SAMPLER["steps"], "scheduler": SAMPLER["scheduler"]}
+    seen = before.add("Likeness_PredictMask", {
+        "model": world["model"], "positive": prompt["conditioning"], "word": prompt["word"], "seed": seed, "width": SIDE,
+        "height": SIDE, **sampling, "stop_step": 8, "scope": GUIDED["scope"], "values": GUIDED["values"],
+        "layers": GUIDED["layers"], "latent": latent, "negative": empty, "cfg": SAMPLER["cfg"]}, room=300, width=420)
+    edit = board.group("5  Edit it", (3, 1), GREY)
+    lower = edit.add("SolidMask", {"value": 1.0, "width": SIDE, "height": SIDE - NECK}, title="Below the neck, white")
+    cut = edit.add("MaskComposite", {"destination": seen["mask"], "source": lower["MASK"], "x": 0, "y": NECK,
+                                     "operation": "subtract"}, title="Take the body away")
+    edit.add("MaskPreview", {"mask": cut["MASK"]}, title="The edited mask", room=220)
+    where = board.group("6  The mask as it was, and edited", (4, 0), GREY)
+    as_seen, edited = (guided(where, prompt["word"], title, mask=link, mask_use="replace")
+                       for link, title in ((seen["mask"], "As predicted"), (cut["MASK"], "Edited")))
+    into = board.group("7  Subject into the model", (5, 0), GREEN)
+    both = [inject(into, world["model"], prompt["conditioning"], empty, subject, prompt["word"], title, guidance=link)
+            for link, title in ((as_seen, "As predicted"), (edited, "Edited"))]
+    runs = board.group("8  The same seed, three times", (6, 0), PURPLE)
+    pictures = [sample(runs, world, world["model"], prompt["conditioning"], empty, latent, seed, "Text alone")[1]]
+    for row, (node, title) in enumerate(zip(both, ("Whole mask", "Edited mask"), strict=True), 1):
+        pictures.append(sample(runs, world, node["model"], node["positive"], node["negative"], latent, seed, title, row)[1])
+    joined = stitch(board.group("9  Text alone, whole mask, edited mask", (7, 0), GREY), pictures)
+    save(board.group("10  Result", (8, 0), BLUE), joined, "predicted mask")
+
+
+# round 1 invents the hat; the later rounds find it in the picture before and keep it
+ROUNDS = [(f"a photo of a bear with a hat {scene}, center", "bear") for scene in ("in the snow", "on the beach", "in a room")]
+
+
+def rounds(board: Board) -> None:
+    world, group, latent, seed = begin(board, 1)
+    image, mask = cut_out_picture(group, "likeness_bear")
+    core_cut_out(board, image, (1, 2))
+    block, made, box = subject_where_its_word_is(board.info), [], 3
+    for number, (sentence, word) in enumerate(ROUNDS, 1):
+        column = 2 * number
+        words = board.group(f"{box}  Round {number}: the sentence", (column, 0), PURPLE)
+        text = words.add("PrimitiveStringMultiline", {"value": sentence}, title=f"Sentence {number}", room=30)["STRING"]
+        name = words.add("PrimitiveString", {"value": word}, title=f"Word {number}")["STRING"]
+        node = board.group(f"{box + 1}  Round {number}: the subject", (column, 1), GREEN).add(block, {
+            "model": world["model"], "clip": world["clip"], "adapter": world["adapter"], "encoders": world["encoders"],
+            "image": image, "mask": mask, "text": text, "word": name}, title=f"Round {number}", width=400, room=140)
+        run, image = sample(board.group(f"{box + 2}  Round {number}: the picture", (column + 1, 0), PURPLE), world,
+                            node["model"], node["positive"], node["negative"], latent, seed, f"Picture {number}")
+        made.append(image)
+        box += 3
+        if number < len(ROUNDS):
+            look = board.group(f"{box}  Its own mask cuts it out for round {number + 1}", (column + 1, 1), GREY)
+            of = f", round {number}"
+            masks = shown(look, node["guidance"], run, image, title=f"Mask of round {number}")
+            last = last_masks(look, masks, 1, of=of)
+            mask = look.add("ImageToMask", {"image": last, "channel": "red"}, title=f"White on the subject{of}")["MASK"]
+            box += 1
+    joined = stitch(board.group(f"{box}  Side by side", (2 * len(ROUNDS) + 2, 0), GREY), made)
+    save(board.group(f"{box + 1}  Result", (2 * len(ROUNDS) + 3, 0), BLUE), joined, "rounds", room=240)
