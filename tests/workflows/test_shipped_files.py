@@ -32,7 +32,7 @@ EACH = pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_the_folder_is_flat_and_complete():
     names = {p.name for p in paths.WORKFLOWS.iterdir()}
     wanted = {f"{name}.{ending}" for name in build_workflows.RECIPES for ending in ("json", "jpg")}
-    assert names == wanted | {"inputs"} and len(FILES) == 9
+    assert names == wanted | {"inputs"} and len(FILES) == 11
     assert [p.stem for p in blueprints()] == sorted([workflow_parts.BLUEPRINT, workflow_inversion.KEEP])
 
 
@@ -58,6 +58,8 @@ def test_reference_pictures():
             assert 0.05 < (np.asarray(picture.getchannel("A")) > 127).mean() < 0.5
     for name in workflow_pictures.CREATURES:
         workflow_pictures.identity(name)  # raises for a look that the training has seen
+    for name in workflow_pictures.BUILDINGS:
+        workflow_pictures.building(name)
 
 
 def test_reference_pictures_are_what_the_table_draws(tmp_path):
