@@ -206,8 +206,8 @@ def read_saved(path: str | os.PathLike[str], kind: str, version: int) -> dict[st
 
 
 def _portions(header: Header, only: Callable[[str], bool] | None) -> Iterator[list[str]]:
-    """Names in the header's order, few enough to open the file anew for each list: what was read of a mapped file counts as memory
-    until the file is closed, and would stand there twice."""
+    """Names in the header's order, few enough to open the file anew for each list: what was read of a mapped file counts as
+    memory until the file is closed, and would stand there twice."""
     names: list[str] = []
     bits = 0
     for name, info in header.tensors.items():

@@ -40,14 +40,16 @@ room**."""
 
 OWN_OBJECT = f"""## Your own object
 - A picture with a **transparent background**: choose it in **Load Image**, ready.
-- **Any other picture**: {MUTED}, and drag the mask of *Remove Background* to the **mask** input of Prepare Reference.
+- **Any other picture**: {MUTED}, and drag the mask of *Remove Background* to the **mask** input of *Prepare Reference* or, where
+  the method is one block, of the block.
 
 {PICTURES}"""
 
 OWN_CUSTOMNET = """## The real CustomNet
 1. Put *customnet_v1* into *models/checkpoints* and choose it in **Load CustomNet**.
-2. Set every width and height (View Conditioner, the frame of Placement, or the block) to 256. KSampler: ddim, 50 steps, cfg 3.
-3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**)."""
+2. Set every width and height (View Conditioner, the frame of Placement, or the block) to 256. KSampler: *ddim*,
+   *ddim_uniform*, 50 steps, cfg 3.
+3. Bypass every *Enlarge* node (**Ctrl+B**)."""
 
 
 def note(*parts: str) -> str:
