@@ -135,7 +135,7 @@ def as_drawing(picture: Any) -> Any:
 
 # -- thumbnails --------------------------------------------------------------------------------------
 def tiles(pictures: list[bytes]) -> list[Any]:
-    """The first three pictures, or the first three parts of a strip."""
+    """The first three pictures, or the first three parts of a strip; of many pictures the ends and the middle."""
     from PIL import Image
 
     found = []
@@ -149,6 +149,8 @@ def tiles(pictures: list[bytes]) -> list[Any]:
         found += [picture.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(3)]
     if len(found) < 3:
         raise HarnessError(f"A thumbnail is made of three pictures, not of {len(found)}.")
+    if len(found) > 4:  # a turn: its ends and its middle
+        found = [found[0], found[len(found) // 2], found[-1]]
     return [picture.resize((TILE, TILE), Image.Resampling.BICUBIC) for picture in found[:3]]
 
 

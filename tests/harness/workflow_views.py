@@ -30,9 +30,10 @@ def on_white(group: Group, image: Link, mask: Link, column: int = 0) -> Node:
     return group.add("Likeness_PrepareReference", {"image": image, "mask": mask, "preset": "CustomNet"}, room=230, column=column)
 
 
-def box(group: Group, x: float, y: float, width: float, height: float) -> Node:
-    return group.add("Likeness_Placement", {"x": x, "y": y, "box_width": width, "box_height": height, "frame_width": SIDE,
-                                            "frame_height": SIDE}, room=230)
+def box(group: Group, x: float, y: float, side: float) -> Node:
+    """A square for the whole reference. The miniature has learned boxes that lie on its latent's 8 x 8 cells."""
+    return group.add("Likeness_Placement", {"x": x, "y": y, "box_width": side, "box_height": side, "box_of": "whole reference",
+                                            "frame_width": SIDE, "frame_height": SIDE}, room=230)
 
 
 def turn(info: dict) -> Sub:
@@ -44,7 +45,7 @@ def turn(info: dict) -> Sub:
     reference = on_white(sub.group("The object on white", (0, 0), GREEN), image, mask)
     words, no = background(sub.group("The background in words", (0, 1), PURPLE), clip, "a photo of a tower in the snow")
     place = sub.group("Camera and place", (1, 0), GREEN)
-    view, where = place.add("Likeness_Viewpoint", {"azimuth": -35.0, "elevation": 5.0}), box(place, 0.45, 0.3, 0.5, 0.6)
+    view, where = place.add("Likeness_Viewpoint", {"azimuth": -35.0, "elevation": 5.0}), box(place, 0.375, 0.25, 0.625)
     into = sub.group("Into both prompts", (2, 0), BLUE).add("Likeness_ViewConditioner", {
         "positive": words["CONDITIONING"], "negative": no["CONDITIONING"], "clip_vision": vision, "vae": vae,
         "reference": reference["image"], "width": SIDE, "height": SIDE, "view": view["view"], "placement": where["placement"]})
@@ -76,7 +77,7 @@ def turntable(board: Board) -> None:
     words, no = background(group, model["clip"], "a photo of a house on the beach")
     place = board.group("4  Camera and place", (2, 1), GREEN)
     view = place.add("Likeness_Turntable", {"start": -60.0, "end": 60.0, "count": 8, "equal_noise": True})["view"]
-    where = box(place, 0.2, 0.2, 0.6, 0.6)["placement"]
+    where = box(place, 0.125, 0.125, 0.75)["placement"]
     into = board.group("5  Into both prompts", (3, 0), GREEN).add("Likeness_ViewConditioner", {
         "positive": words["CONDITIONING"], "negative": no["CONDITIONING"], "clip_vision": model["clip_vision"],
         "vae": model["vae"], "reference": reference, "width": SIDE, "height": SIDE, "view": view, "placement": where})
