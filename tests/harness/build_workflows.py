@@ -37,6 +37,7 @@ from .workflow_parts import (
     save,
     start,
 )
+from .workflow_views import place_it, turn, turntable
 from .workflows import load
 
 SUBGRAPHS, GOLDEN = ROOT / "subgraphs", ROOT / "tests" / "golden" / "workflows.json"
@@ -152,7 +153,7 @@ RECIPES: dict[str, Callable[[Board], None]] = {
     "1 Subject in a new scene": new_scene, "2 Two subjects": two_subjects, "3 Try on a garment": try_on,
     "4 Mix picture and word": mix, "5 Story strip": story,
     "6 Exact inversion": exact, "7 Change the subject, keep the scene": change_subject, "8 Identity fusion": fusion,
-    "9 Identity on a drawing": drawing,
+    "9 Identity on a drawing": drawing, "10 Turntable": turntable, "11 Place in a background": place_it,
     "13 A mask you can see": visible_mask, "14 Two words, two subjects": two_words,
     "15 Many words of one picture (One2Many)": one_to_many, "16 Predict the mask, edit it, use it": predicted,
     "17 Round after round": rounds,
@@ -171,7 +172,7 @@ def build(info: dict) -> dict[str, dict]:
 
 def blueprints(info: dict) -> dict[str, dict]:
     """Sub-graph files by name."""
-    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities, subject_where_its_word_is)
+    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities, turn, subject_where_its_word_is)
     return {sub.name: sub.blueprint() for sub in (make(info) for make in makers)}
 
 

@@ -20,6 +20,7 @@ def strip(parts: int) -> tuple[int, int, int]:
 # number and size of the pictures that each one saves
 PICTURES = dict.fromkeys(NAMES, (4, (256, 256, 3))) | {
     "5 Story strip": (1, strip(4)), "8 Identity fusion": (1, (256, 5 * 256, 3)),
+    "10 Turntable": (8, (256, 256, 3)),
     **dict.fromkeys(("7 Change the subject, keep the scene", "9 Identity on a drawing", "17 Round after round"), (1, strip(3))),
     **dict.fromkeys(("13 A mask you can see", "16 Predict the mask, edit it, use it"), (3, strip(3))),
     **dict.fromkeys(("14 Two words, two subjects", "15 Many words of one picture (One2Many)"), (3, strip(4)))}
@@ -80,11 +81,13 @@ def test_it_runs(server, info, name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "6 Exact inversion"])
 def test_the_reference_counts(server, info, name):
-    """Without the subject (both strengths 0) other pictures come out."""
+    """Without the subject (all strengths 0) other pictures come out."""
     job = light(prompt(name, info))
     off = light(prompt(name, info))
     for key in of_type(off, "Likeness_DualLevelInjector"):
         off[key]["inputs"].update(global_strength=0.0, local_strength=0.0)
+    for key in of_type(off, "Likeness_ViewConditioner"):
+        off[key]["inputs"]["object_strength"] = 0.0
     first, second = (server.run(j) for j in (job, off))
     assert first.ok and second.ok, first.error + second.error
     assert not same(saved(first, job), saved(second, off))
