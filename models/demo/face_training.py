@@ -13,10 +13,11 @@ from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from .world import PALETTE
 
-DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 700, 400, 400
+DETECTOR_STEPS, RECOGNISER_STEPS, READER_STEPS, SWAPPER_STEPS = 1200, 500, 150, 800
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
-ZOOMS, WINDOW, DETECTOR_BATCH = (1.5, 2.0, 3.0, 3.0, 3.0, 4.0, 5.0, 10.0), 160, 12
+FITTING, ZOOMS = torch.tensor([1.6, 4.2]), torch.tensor([0.75, 10.5])  # the views' scales: heads that fit, and all
+WINDOW, DETECTOR_BATCH = 160, 12
 _BLOCK = 256
 
 Log = Callable[[str], None]
@@ -102,32 +103,54 @@ def embed(model: HeadRecogniser, crops: Tensor) -> Tensor:
     return F.normalize(torch.cat(rows), dim=1)
 
 
+def _attributes(look: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Main colour, second colour and pattern of looks (n,)."""
+    return look // 24, look // 3 % 8, look % 3
+
+
+def _inner_size(crops: Tensor) -> Tensor:
+    """Aligned heads (n, 3, 128, 128) as bytes -> (n, 3, 32, 32) in 0..1, the swapper's inner picture."""
+    return torch.cat([F.avg_pool2d(part.float() / 255, 4) for part in crops.split(64)])
+
+
+def _teach_reading(model: HeadSwapper, embeddings: Tensor, look: Tensor) -> None:
+    """Which paints and which pattern an embedding (n, 512) stands for: a linear rule, found on all faces at once."""
+    generator = torch.Generator().manual_seed(4)
+    optimizer = torch.optim.AdamW(model.read.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(READER_STEPS):
+        seen = embeddings + 0.02 * torch.randn(embeddings.shape, generator=generator)
+        parts = model.read(seen).split(model.parts, 1)
+        loss = sum(F.cross_entropy(part, right) for part, right in zip(parts, _attributes(look), strict=True))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+
+
 def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log) -> HeadSwapper:
     """The rendered truth of the same creature with another face is what the swap shall give.
 
-    Which pixels take which colour is taught as such: from the finished picture alone it stays at changing nothing."""
+    Reading the identity comes first: as long as its paints are wrong, every pixel learns to stay. Then each pixel is taught which
+    of the three to take, because a mixture of colours alone has its nearest optimum where nothing changes."""
     torch.manual_seed(2)
     model = HeadSwapper()
-    source = embed(recogniser, pairs.source)
-    own = embed(recogniser, pairs.head)
+    source, own = embed(recogniser, pairs.source), embed(recogniser, pairs.head)
+    before, swapped = _inner_size(pairs.head), _inner_size(pairs.swapped)
+    _teach_reading(model, torch.cat([own, source]), torch.cat([pairs.look, pairs.other]))
     generator = torch.Generator().manual_seed(3)
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
-        head, want = pairs.head[index].float() / 255, pairs.swapped[index].float() / 255
-        z = source[index].clone()
-        still = index[:BATCH // 8]  # an eighth keeps its own face
-        look = pairs.other[index].clone()
-        z[:BATCH // 8], want[:BATCH // 8], look[:BATCH // 8] = own[still], head[:BATCH // 8], pairs.look[still]
-        true = torch.cat([PALETTE[look // 24], PALETTE[look // 3 % 8]], 1)
-        logits, colours = model.choose(head, z)
-        small, wanted = F.avg_pool2d(head, 4), F.avg_pool2d(want, 4)
-        paints = torch.stack([small, true[:, :3, None, None].expand_as(small), true[:, 3:, None, None].expand_as(small)], 1)
-        gap = (paints - wanted[:, None]).abs().sum(2)
-        gap[:, 0] -= 0.05  # what is right already stays
-        return F.cross_entropy(logits, gap.argmin(1)) + 4 * (colours - true).abs().mean()
+        still = torch.arange(BATCH) < BATCH // 8  # an eighth keeps its own face
+        head = before[index]
+        want = torch.where(still[:, None, None, None], head, swapped[index])
+        z = torch.where(still[:, None], own[index], source[index])
+        main, second, _ = _attributes(torch.where(still, pairs.look[index], pairs.other[index]))
+        logits, paints = model.choose(head, z)
+        gap = torch.stack([(head - want).abs().sum(1) - 0.05,  # what is right already stays
+                           *((PALETTE[paint][:, :, None, None] - want).abs().sum(1) for paint in (main, second))], 1)
+        return F.cross_entropy(logits, gap.argmin(1)) + (model.paint(head, logits, paints) - want).abs().mean()
 
-    _optimise(list(model.parameters()), steps, 3e-3, loss_of, "swapper", log)
+    _optimise(list(model.parameters()), steps, 4e-3, loss_of, "swapper", log)
     return model.eval().requires_grad_(False)
 
 
@@ -187,8 +210,30 @@ def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, 
     return fire, reach, where
 
 
+def _windows(scenes: Scenes, index: Tensor, generator: torch.Generator) -> Scenes:
+    """Square views of WINDOW pixels, each at a scale and a place of its own, black beside the picture as after a letterbox.
+
+    Half of them show heads of the level's own sizes; the rest any size, down to a single eye that fills the view."""
+    n = index.numel()
+    share, wide = torch.rand(2, n, generator=generator)
+    low, high = (torch.where(wide < 0.5, *ends) for ends in zip(FITTING, ZOOMS, strict=True))
+    zoom = low * (high / low) ** share
+    middle = torch.rand(n, 2, generator=generator) * 64 - 0.5
+    corner = middle + 0.5 - WINDOW / 2 / zoom[:, None]  # of the view, in pixels of the picture from its edge
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = WINDOW / zoom / 64
+    theta[:, :, 2] = (middle + 0.5) / 32 - 1
+    grid = F.affine_grid(theta, [n, 3, WINDOW, WINDOW], align_corners=False)
+    picture = F.grid_sample(scenes.picture[index].float() / 255, grid, mode="bilinear", align_corners=False)
+    scale = zoom[:, None, None]
+    points = (scenes.keypoints[index] + 0.5 - corner[:, None, None]) * scale[..., None] - 0.5
+    boxes = (scenes.box[index] + 0.5 - corner[:, None].repeat(1, 1, 2)) * scale - 0.5
+    return Scenes(picture, points, boxes)
+
+
 def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
-    """In windows at random scales, so that a level learns the sizes that are its own and leaves the rest to the others."""
+    """In views at random scales, so that a level learns the sizes that are its own and leaves the rest to the others; the
+    surest mistakes count most (focal loss)."""
     torch.manual_seed(5)
     model = HeadDetector()
     with torch.no_grad():
@@ -196,26 +241,17 @@ def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
     generator = torch.Generator().manual_seed(6)
 
     def loss_of(step: int) -> Tensor:
-        zoom = ZOOMS[int(torch.randint(0, len(ZOOMS), (1,), generator=generator))]
         index = torch.randint(0, scenes.picture.shape[0], (DETECTOR_BATCH,), generator=generator)
-        # A window of the enlarged picture: at 640 pixels the finest level sees a single ear in it.
-        side = max(16, min(64, round(WINDOW / zoom)))
-        corner = torch.randint(0, 64 - side + 1, (2,), generator=generator)
-        x, y = corner.tolist()
-        part = scenes.picture[index][:, :, y:y + side, x:x + side].float() / 255
-        cells = max(round(side * zoom / 32), 1) * 4
-        picture = F.interpolate(part, (cells * 8, cells * 8), mode="bilinear", align_corners=False)
-        scale = cells * 8 / side
-        fire, reach, where = _targets((scenes.box[index] + 0.5 - corner.repeat(2)) * scale - 0.5,
-                                      (scenes.keypoints[index] + 0.5 - corner) * scale - 0.5, cells)
-        out = model.look((picture * 255 - 127.5) / 128).permute(0, 2, 3, 1)
-        counted = fire >= 0
-        p = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
+        views = _windows(scenes, index, generator)
+        fire, reach, where = _targets(views.box, views.keypoints, WINDOW // 8)
+        out = model.look((views.picture * 255 - 127.5) / 128).permute(0, 2, 3, 1)
         hit = fire > 0
-        score = (p * counted * torch.where(hit, 4.0, 1.0)).sum() / (counted.sum() * 0.05 + hit.sum())
+        entropy = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
+        mistaken = (out[..., 0].detach().sigmoid() - fire).abs()
+        score = (entropy * mistaken * (fire >= 0)).sum() / (hit.sum() + 4)
         if not hit.any():
             return score
-        return score + F.l1_loss(out[..., 1:5][hit], reach[hit]) + 2 * F.l1_loss(out[..., 5:][hit], where[hit])
+        return 2 * score + F.l1_loss(out[..., 1:5][hit], reach[hit]) + 2 * F.l1_loss(out[..., 5:][hit], where[hit])
 
     _optimise(list(model.parameters()), steps, 3e-3, loss_of, "detector", log)
     return model.eval().requires_grad_(False)

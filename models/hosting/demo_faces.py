@@ -21,7 +21,7 @@ from .demo import WEIGHTS
 FOLDER = WEIGHTS / "faces"
 SWAPPER, SPACE = "head_swapper.onnx", "miniature"
 OPSET = 13
-PAIRS, SCENES = 1536, 640
+PAIRS, SCENES = 2048, 768
 
 
 def crops(pictures: Tensor, keypoints: Tensor, size: int) -> Tensor:
