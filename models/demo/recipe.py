@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..common import files
 from ..vision.preprocess import normalise
-from . import base, judge, pretrain
+from . import base, judge, packed, pretrain
 from .base import BaseRun, Stage
 from .cache import cache_key, keep
 from .first_stage import FirstStage
@@ -121,7 +121,8 @@ class Recipe:
                  **{f"first_stage.{k}": v for k, v in stage.state_dict().items()}}
         stages = "; ".join(f"{s.name}: {s.steps} steps, {s.variation}" for s in done)
         more = {} if world == "easy" else {"world": world}
-        self._write("base", half(state), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH), stages=stages, **more)
+        self._write("base", packed.pack(half(state)), run.seconds + seconds, steps=str(run.step), batch=str(base.BATCH),
+                    stages=stages, **more)
 
     def _write(self, name: str, state: dict[str, Tensor], seconds: float, **more: str) -> None:
         path = self.weights / f"{name}.safetensors"

@@ -11,7 +11,7 @@ from ..common import files
 from ..customnet.config import PROJECTION, UNET
 from ..customnet.location import location_canvases
 from ..customnet.view import View
-from ..demo import views
+from ..demo import packed, views
 from ..demo.base import channel_weights
 from ..demo.captions import row_ids
 from ..demo.first_stage import CHANNELS, FirstStage
@@ -46,7 +46,7 @@ class MiniatureViews:
     """A ViewBase (models/training/customnet.py) in plain float32 layers."""
 
     def __init__(self, weights: Path, seed: int = 0):
-        state, _ = files.load(weights / PARTS[0])
+        state = packed.load(weights / PARTS[0])
         self.text, self.stage = TextModel(), FirstStage()
         for module, name in ((self.text, "text"), (self.stage, "first_stage")):
             module.load_state_dict({key[len(name) + 1:]: value.float() for key, value in state.items()

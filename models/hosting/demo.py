@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..common import files
 from ..common.errors import LikenessError
+from ..demo import packed
 from ..demo.captions import CONTEXT_LENGTH, TOKEN_IDS, UNKNOWN
 from ..demo.first_stage import CHANNELS, PATCH, FirstStage
 from ..demo.schedule import SAMPLING
@@ -132,7 +133,7 @@ def load_base(embedding_directory: Any = None, path: Path | None = None) -> tupl
     if not path.exists():
         raise LikenessError(f"The miniature's weights {path.name} are missing from this copy of the pack; install it again, or "
                             "make them with: python dev.py train demo.")
-    state, _ = files.load(path)
+    state = packed.load(path)
     model, clip, vae = _model(state), _clip(state, embedding_directory), _vae(state)
     for part, patcher in (("unet", model), ("text", clip.patcher), ("first_stage", vae.patcher)):
         patcher.cached_patcher_init = (reload_part, (part, path))
@@ -141,7 +142,7 @@ def load_base(embedding_directory: Any = None, path: Path | None = None) -> tupl
 
 def reload_part(part: str, path: Path, disable_dynamic: bool = False) -> Any:
     """The host's factory for a patcher with weights of its own, for another device."""
-    state, _ = files.load(path)
+    state = packed.load(path)
     if part == "unet":
         return _model(state, disable_dynamic)
     return (_clip(state, None, disable_dynamic) if part == "text" else _vae(state, disable_dynamic)).patcher

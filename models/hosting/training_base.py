@@ -15,6 +15,7 @@ from torch import Tensor
 from ..common import files
 from ..common.errors import LikenessError
 from ..custany.config import CustAnyConfig, sd15_layers, sdxl_layers
+from ..demo import packed
 from ..demo.base import channel_weights
 from ..demo.captions import row_ids, word_rows
 from ..demo.first_stage import FirstStage
@@ -69,7 +70,7 @@ class MiniatureBase:
 
     def __init__(self, weights: Path, encoders: list[Path], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        state, _ = files.load(weights)
+        state = packed.load(weights)
         self.unet, self.text, self.stage = build_trainable_unet(), TextModel(), FirstStage()
         for module, name in ((self.unet, "unet"), (self.text, "text"), (self.stage, "first_stage")):
             module.load_state_dict({key[len(name) + 1:]: value.float() for key, value in state.items()

@@ -24,6 +24,8 @@ LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_n
 UNIT_MASKS = ("tests/unit/test_masks.py",)
 FUZZ = tuple(f"{HOST}fuzz.py::test_{name}" for name in ("metadata_of_adapters", "saved_subjects", "masks"))
 KILLED = (f"{HOST}killed.py",)
+PACKED = ("tests/unit/test_packed.py",)
+WRITES = ("tests/unit/test_evidence.py::test_a_base_of_either_world_is_labelled_when_it_is_one",)
 PICKLES = (f"{HOST}adapters.py::test_files_that_are_no_weights",)
 CHANGED = (f"{HOST}nodes_subject.py::test_a_changed_file_is_read_again",)
 
@@ -154,4 +156,11 @@ MUTATIONS = [
              "        if True:\n            raise", LOOP),
     Mutation("Ctrl-C saves nothing", "models/training/loop.py", "if last_save != run.step:",
              "if last_save != run.step and not interrupt.asked:", LOOP),
+    # -- the base in 8 bits
+    Mutation("one scale for all rows of a packed weight", "models/demo/packed.py", "rows.abs().amax(1) / 127",
+             "rows.abs().amax().repeat(rows.shape[0]) / 127", PACKED),
+    Mutation("packed weights are cut off, not rounded", "models/demo/packed.py", ".round().to(torch.int8)",
+             ".to(torch.int8)", PACKED),
+    Mutation("the first stage is packed, too", "models/demo/packed.py", ' or name.startswith("first_stage.")', "", PACKED),
+    Mutation("the recipe writes an unpacked base", "models/demo/recipe.py", "packed.pack(half(state))", "half(state)", WRITES),
 ]

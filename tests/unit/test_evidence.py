@@ -79,7 +79,9 @@ def test_a_base_of_either_world_is_labelled_when_it_is_one(tmp_path, monkeypatch
     one = Recipe(tmp_path / "work", tmp_path / "weights", "test", lambda _: None)
     for name in ("wide", "easy", "wide"):
         one.base(Unet(), name)
-        assert world.world_of(files.read_header(tmp_path / "weights" / "base.safetensors").metadata) == name
+        header = files.read_header(tmp_path / "weights" / "base.safetensors")
+        assert world.world_of(header.metadata) == name
+        assert header.tensors["text.text_model.embeddings.token_embedding.weight"].dtype == "I8", "in 8 bits, as it ships"
     assert [(more["steps"], more.get("world"), more["stages"].count("steps")) for more in said] == [
         ("1", None, 1), ("3", "wide", 2), ("3", "wide", 2), ("1", None, 1), ("1", None, 1), ("3", "wide", 2)]
 
