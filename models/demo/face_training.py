@@ -13,7 +13,7 @@ from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from .world import PALETTE
 
-DETECTOR_STEPS, RECOGNISER_STEPS, READER_STEPS, SWAPPER_STEPS = 1200, 500, 150, 800
+DETECTOR_STEPS, RECOGNISER_STEPS, READER_STEPS, SWAPPER_STEPS = 2600, 500, 150, 800
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
 FITTING, ZOOMS = torch.tensor([1.6, 4.2]), torch.tensor([0.75, 10.5])  # the views' scales: heads that fit, and all
@@ -37,23 +37,40 @@ def _bytes(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def draw_pairs(n: int, seed: int, crops: Crops, training: bool = True) -> Pairs:
-    """n pairs; all are cut at 128 pixels, softened as the miniature's own pictures are."""
+class Drawn(NamedTuple):
+    """Whole pictures (n, 3, 64, 64) of what Pairs tells, with the five points (n, 5, 2) of `head`, `swapped` and of `source`."""
+    head: Tensor
+    swapped: Tensor
+    source: Tensor
+    points: Tensor
+    source_points: Tensor
+    look: Tensor
+    other: Tensor
+
+
+def draw_swaps(n: int, generator: torch.Generator, training: bool = True) -> Drawn:
+    """n creatures before and after a swap of faces, softened as the miniature's own pictures are."""
+    mine, theirs = (heads.draw_faces(n, generator, training) for _ in range(2))
+    one, draw = heads.render(mine, generator)
+    two = heads.again(heads.with_face(mine, theirs), draw)
+    three, _ = heads.render(theirs, generator)
+    state = generator.get_state()
+    first = heads.soften(one.picture, generator)
+    generator.set_state(state)  # the very same noise on both: it is no part of the face
+    second = heads.soften(two.picture, generator)
+    third = heads.soften(three.picture, generator)
+    return Drawn(first, second, third, one.keypoints, three.keypoints, heads.look_of(mine), heads.look_of(theirs))
+
+
+def draw_pairs(n: int, seed: int, crops: Crops) -> Pairs:
+    """n pairs of faces to learn from; all are cut at 128 pixels."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, _BLOCK):
-        count = min(_BLOCK, n - start)
-        mine, theirs = (heads.draw_faces(count, generator, training) for _ in range(2))
-        one, draw = heads.render(mine, generator)
-        two = heads.again(heads.with_face(mine, theirs), draw)
-        three, _ = heads.render(theirs, generator)
-        state = generator.get_state()
-        first = heads.soften(one.picture, generator)
-        generator.set_state(state)  # the very same noise on both: it is no part of the face
-        second = heads.soften(two.picture, generator)
-        third = heads.soften(three.picture, generator)
-        cut = [_bytes(crops(picture, where.keypoints, 128)) for picture, where in ((first, one), (second, two), (third, three))]
-        parts.append(Pairs(cut[0], cut[1], cut[2], heads.look_of(mine), heads.look_of(theirs)))
+        drawn = draw_swaps(min(_BLOCK, n - start), generator)
+        cut = [_bytes(crops(picture, points, 128)) for picture, points in (
+            (drawn.head, drawn.points), (drawn.swapped, drawn.points), (drawn.source, drawn.source_points))]
+        parts.append(Pairs(cut[0], cut[1], cut[2], drawn.look, drawn.other))
     return Pairs(*(torch.cat([part[i] for part in parts]) for i in range(5)))
 
 
@@ -248,21 +265,11 @@ def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
         hit = fire > 0
         entropy = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
         mistaken = (out[..., 0].detach().sigmoid() - fire).abs()
-        score = (entropy * mistaken * (fire >= 0)).sum() / (hit.sum() + 4)
+        weight = (fire >= 0) * torch.where(hit, 1.0, 3.0)  # a head too many is worse than one of a head's cells too few
+        score = (entropy * mistaken * weight).sum() / (hit.sum() + 4)
         if not hit.any():
             return score
         return 2 * score + F.l1_loss(out[..., 1:5][hit], reach[hit]) + 2 * F.l1_loss(out[..., 5:][hit], where[hit])
 
     _optimise(list(model.parameters()), steps, 3e-3, loss_of, "detector", log)
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def retrieval(swapped: Tensor, wanted: Tensor, gallery: Tensor, looks: Tensor) -> float:
-    """Share of swapped heads (n, d) whose nearest of the gallery (k, d) has the wanted look (n,)."""
-    return float((looks[(swapped @ gallery.T).argmax(1)] == wanted).float().mean())
-
-
-def one_of_each(look: Tensor) -> Tensor:
-    """Places (k,) of the first of each look."""
-    return torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import workflow_pictures
+from . import workflow_pictures, workflow_portrait
 from .canvas import Board, write
 from .client import Client
 from .paths import ROOT, WORKFLOWS, HarnessError
@@ -36,6 +36,7 @@ from .workflow_parts import (
     save,
     start,
 )
+from .workflow_swap import swap_a_face
 from .workflows import load
 
 SUBGRAPHS, GOLDEN = ROOT / "subgraphs", ROOT / "tests" / "golden" / "workflows.json"
@@ -151,14 +152,15 @@ RECIPES: dict[str, Callable[[Board], None]] = {
     "1 Subject in a new scene": new_scene, "2 Two subjects": two_subjects, "3 Try on a garment": try_on,
     "4 Mix picture and word": mix, "5 Story strip": story,
     "6 Exact inversion": exact, "7 Change the subject, keep the scene": change_subject, "8 Identity fusion": fusion,
-    "9 Identity on a drawing": drawing,
+    "9 Identity on a drawing": drawing, "12 Swap a face, keep the scene": swap_a_face,
 }
+OWN_FILES = workflow_portrait.RECIPES  # these need files that the artist has
 
 
 def build(info: dict) -> dict[str, dict]:
     """Workflow JSON by title."""
     out = {}
-    for name, recipe in RECIPES.items():
+    for name, recipe in {**RECIPES, **OWN_FILES}.items():
         board = Board(name, info)
         recipe(board)
         out[name] = board.data()

@@ -158,4 +158,19 @@ drawing, and the backward flow brings it along.
 The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
 new colours come in, on the belly and the ears. A large model knows many styles.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
+    "12 Swap a face, keep the scene": note("""# Swap a face, keep the scene
+**CustomEnhancer's whole way, in one strip: the scene, the swap, the inversion, the result.** The model paints a scene from words.
+**Face Swap** paints the head of your reference picture onto the head in it, and nothing else. The block *Keep the Scene* records
+how that picture turns into noise, and replays it with the whole subject at work inside: what the swap could not reach follows.
+
+## What to change
+- **The scene in words**: another creature and scene; change the two other prompts along with it.
+- **Dial**: 0 to 20, the number of steps. More keeps more of the picture after the swap, less lets the subject in.
+- **mask_kind**, **colour_match**, **identity_weight** of Face Swap.
+- Bypass *Face Swap* (**Ctrl+B**) to see what it is good for.
+
+The miniature's face pack finds, knows and swaps heads of creatures: their two colours and their pattern. For people take the
+workflows with PhotoMaker and InstantID, which need files of your own.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED, """With a large model choose **buffalo_l** in *Load Face Models* and
+**inswapper_128** in *Load Face Swapper*, and *auto* as the detection size. Use a swap of people only with their consent."""),
 }
