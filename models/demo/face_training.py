@@ -13,7 +13,7 @@ from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from .world import PALETTE
 
-DETECTOR_STEPS, RECOGNISER_STEPS, READER_STEPS, SWAPPER_STEPS = 2600, 500, 150, 800
+DETECTOR_STEPS, RECOGNISER_STEPS, READER_STEPS, SWAPPER_STEPS = 1500, 500, 150, 800
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
 FITTING, ZOOMS = torch.tensor([1.6, 4.2]), torch.tensor([0.75, 10.5])  # the views' scales: heads that fit, and all
@@ -203,7 +203,7 @@ def draw_scenes(n: int, seed: int) -> Scenes:
 
 def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """For a level of side x side cells of 8 pixels: whether a cell must fire (1), must not (0) or may (-1), its box distances
-    and its points, in strides."""
+    and its points, in strides, for all cells that may fire: finds of two levels that agree are one."""
     n = boxes.shape[0]
     axis = torch.arange(side) * 8.0
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (side, side, 2): x, y
@@ -211,19 +211,16 @@ def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, 
     reach, where = torch.zeros(n, side, side, 4), torch.zeros(n, side, side, 10)
     for k in range(boxes.shape[1]):
         box = boxes[:, k]
-        size = (box[:, 2:] - box[:, :2]).amax(1)
+        size = (box[:, 2:] - box[:, :2]).amax(1)[:, None, None]
         middle = (box[:, :2] + box[:, 2:]) / 2
         gap = (cells[None] - middle[:, None, None]).abs().amax(-1)
-        fits = ((size >= NEAR) & (size <= FAR))[:, None, None]
-        close = gap <= (size / 5)[:, None, None]
-        around = (gap <= (size / 2.5)[:, None, None])
-        nearly = ((size > 0.7 * NEAR) & (size < 1.4 * FAR))[:, None, None]
-        hit = fits & close
-        fire = torch.where(hit, 1.0, torch.where(around & nearly & (fire < 1), -1.0, fire))
+        hit = (size >= NEAR) & (size <= FAR) & (gap <= size / 5)
+        may = (size > 0.7 * NEAR) & (size < 1.4 * FAR) & (gap <= size / 2.5)
+        fire = torch.where(hit, 1.0, torch.where(may & (fire < 1), -1.0, fire))
         distances = torch.cat([cells[None] - box[:, None, None, :2], box[:, None, None, 2:] - cells[None]], -1) / 8
-        reach = torch.where(hit[..., None], distances, reach)
+        reach = torch.where(may[..., None], distances, reach)
         moved = (points[:, k, None, None] - cells[None, :, :, None]) / 8
-        where = torch.where(hit[..., None], moved.flatten(-2), where)
+        where = torch.where(may[..., None], moved.flatten(-2), where)
     return fire, reach, where
 
 
@@ -267,9 +264,10 @@ def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
         mistaken = (out[..., 0].detach().sigmoid() - fire).abs()
         weight = (fire >= 0) * torch.where(hit, 1.0, 3.0)  # a head too many is worse than one of a head's cells too few
         score = (entropy * mistaken * weight).sum() / (hit.sum() + 4)
-        if not hit.any():
+        near = fire != 0
+        if not near.any():
             return score
-        return 2 * score + F.l1_loss(out[..., 1:5][hit], reach[hit]) + 2 * F.l1_loss(out[..., 5:][hit], where[hit])
+        return 2 * score + F.l1_loss(out[..., 1:5][near], reach[near]) + 2 * F.l1_loss(out[..., 5:][near], where[near])
 
     _optimise(list(model.parameters()), steps, 3e-3, loss_of, "detector", log)
     return model.eval().requires_grad_(False)

@@ -7,6 +7,8 @@ import torch
 from .support import comfy, draw  # noqa: F401
 
 # isort: split
+from bench import _face_miniature
+
 from likeness.models.demo import face_training, heads
 from likeness.models.demo.face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from likeness.models.face.contract import DETECTOR, RECOGNISER, SWAPPER, read_graph
@@ -129,6 +131,15 @@ def test_the_swapper_mixes_the_picture_with_two_paints():
     assert torch.equal(out[:, 0, 0], picture[0, :, 0, 0])
     assert out[:, 0, 1].tolist() == [1, 0, 0] and out[:, 1, 0].tolist() == [0, 0, 1]
     torch.testing.assert_close(out[:, 1, 1], (picture[0, :, 1, 1] + torch.tensor([1.0, 0, 0])) / 2)
+
+
+def test_the_step_at_an_edge_is_measured_across_it():
+    across, down = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="xy")
+    mask = ((across - 8) / 4).clamp(0, 1) * ((20 - across) / 4).clamp(0, 1)[None]  # a soft band from top to bottom
+    flat = (down / 32).expand(1, 3, 32, 32)  # changes along the edge only
+    hard = torch.where((across >= 10) & (across < 18), flat + 0.5, flat)
+    steps = _face_miniature.jump(torch.cat([flat, hard]), mask.expand(2, -1, -1))
+    assert steps[0] < 1e-5 and abs(steps[1] - 0.5) < 1e-5
 
 
 def test_the_recipe_runs_through(tmp_path):
