@@ -187,9 +187,9 @@ def stand_in(title: str, strip: bytes) -> Any:
         draw.rectangle((x, low, x + 104, low + 26), fill=(40, 36, 32))
         draw.text((x + 8, low + 13), f"{k + 1}  {step}", fill="white", font=ImageFont.load_default(15), anchor="lm")
     middle = side // 2
-    draw.rectangle((0, middle - 42, side, middle + 42), fill=(40, 36, 32))
-    for line, size, shift in ((title.split(" ", 1)[1], 24, -15),
-                              ("needs models of your own; pictures: the same stages in the miniature", 15, 18)):
+    draw.rectangle((0, middle - 34, side, middle + 34), fill=(40, 36, 32))
+    for line, size, shift in ((title.split(" ", 1)[1], 22, -12),
+                              ("needs models of your own; pictures: the same stages in the miniature", 14, 16)):
         draw.text((middle, middle + shift), line, fill="white", font=ImageFont.load_default(size), anchor="mm")
     return sheet
 

@@ -24,15 +24,15 @@ def swap_a_face(board: Board) -> None:
     subject = extract(group, world, picture["IMAGE"], mask, column=1)
     source = faces(group, models, picture["IMAGE"], "The face to put in", 2)
     core_cut_out(board, picture["IMAGE"], (1, 3))
-    scene = scene_by_text(board.group("3  Scene", (1, 2), GREEN), world, "a photo of a blue bear on the beach, right", 6)
+    scene = scene_by_text(board.group("3  Scene", (1, 2), GREEN), world, "a photo of a purple bear in the forest, right", 8)
     there = board.group("4  Swap", (2, 0), GREEN)
     swapped = there.add("Likeness_SwapFaces", {
         "swapper": swapper, "image": scene, "source": source, "target": faces(there, models, scene, "The face to replace"),
         "boost": 1, "mask_kind": "box"}, column=1)
     there.add("PreviewImage", {"images": swapped["image"]}, title="After the swap", room=200, column=1)
     into, free = prompts(board.group("5  Three prompts", (2, 1), PURPLE), world, subject,
-                         *["a photo of a bear on the beach, right"] * 2, "bear")
-    dial = board.group("6  The dial", (2, 2), PURPLE).add("PrimitiveInt", {"value": 5}, title="Dial")["INT"]
+                         *["a photo of a bear in the forest, right"] * 2, "bear")
+    dial = board.group("6  The dial", (2, 2), PURPLE).add("PrimitiveInt", {"value": 8}, title="Dial")["INT"]
     block = board.group("7  Record and replay", (3, 0), GREEN).add(keep_the_scene(board.info), {
         "model": into["model"], "positive": into["positive"], "free": free, "negative": into["negative"], "vae": world["vae"],
         "image": swapped["image"], "manipulation_start": dial}, width=340)
