@@ -18,6 +18,7 @@ BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
 FITTING, ZOOMS = torch.tensor([1.6, 4.2]), torch.tensor([0.75, 10.5])  # the views' scales: heads that fit, and all
 WINDOW, DETECTOR_BATCH = 160, 12
+WHOLE, EACH = 0.8, 0.5  # how far off a found face and each of its points are, in pixels of a picture of 64
 _BLOCK = 256
 
 Log = Callable[[str], None]
@@ -63,13 +64,15 @@ def draw_swaps(n: int, generator: torch.Generator, training: bool = True) -> Dra
 
 
 def draw_pairs(n: int, seed: int, crops: Crops) -> Pairs:
-    """n pairs of faces to learn from; all are cut at 128 pixels."""
+    """n pairs of faces to learn from; all are cut at 128 pixels, as far off as the detector's points are."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, _BLOCK):
         drawn = draw_swaps(min(_BLOCK, n - start), generator)
+        there, given = (points + WHOLE * torch.randn(len(points), 1, 2, generator=generator)
+                        + EACH * torch.randn(points.shape, generator=generator) for points in (drawn.points, drawn.source_points))
         cut = [_bytes(crops(picture, points, 128)) for picture, points in (
-            (drawn.head, drawn.points), (drawn.swapped, drawn.points), (drawn.source, drawn.source_points))]
+            (drawn.head, there), (drawn.swapped, there), (drawn.source, given))]
         parts.append(Pairs(cut[0], cut[1], cut[2], drawn.look, drawn.other))
     return Pairs(*(torch.cat([part[i] for part in parts]) for i in range(5)))
 
@@ -89,6 +92,11 @@ def _optimise(parameters: list[nn.Parameter], steps: int, lr: float, loss_of: Ca
             log(f"{name} {step + 1}: loss {loss.item():.4f}")
 
 
+def _to_recognise(crops: Tensor) -> Tensor:
+    """What the recogniser's own alignment at 112 pixels cuts out, from crops (n, 3, 128, 128): the same pixels, fewer of them."""
+    return crops[:, :, :112, 8:120]
+
+
 def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadRecogniser:
     """Heads of one look together, all others apart (supervised contrast); the attributes help at the start."""
     torch.manual_seed(seed)
@@ -100,7 +108,7 @@ def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadR
         index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
         pictures = torch.cat([pairs.swapped[index], pairs.source[index]]).float() / 127.5 - 1
         look = pairs.other[index].repeat(2)
-        e = F.normalize(model(F.interpolate(pictures, (112, 112), mode="bilinear", align_corners=False)), dim=1)
+        e = F.normalize(model(_to_recognise(pictures)), dim=1)
         alike = e @ e.T / 0.1 - 1e9 * torch.eye(2 * BATCH)
         same = (look[:, None] == look).float() * (1 - torch.eye(2 * BATCH))
         contrast = -(alike.log_softmax(1) * same).sum(1) / same.sum(1)
@@ -115,8 +123,7 @@ def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadR
 @torch.no_grad()
 def embed(model: HeadRecogniser, crops: Tensor) -> Tensor:
     """Aligned heads (n, 3, 128, 128) as bytes -> unit embeddings (n, 512)."""
-    rows = [model(F.interpolate(part.float() / 127.5 - 1, (112, 112), mode="bilinear", align_corners=False))
-            for part in crops.split(64)]
+    rows = [model(_to_recognise(part.float() / 127.5 - 1)) for part in crops.split(64)]
     return F.normalize(torch.cat(rows), dim=1)
 
 

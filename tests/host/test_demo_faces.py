@@ -142,6 +142,13 @@ def test_the_step_at_an_edge_is_measured_across_it():
     assert steps[0] < 1e-5 and abs(steps[1] - 0.5) < 1e-5
 
 
+def test_the_recogniser_learns_from_what_it_will_see():
+    """Its own alignment at 112 pixels, cut out of the swapper's at 128."""
+    shown, _, _ = rendered(4)
+    wide, narrow = (demo_faces.crops(shown.picture, shown.keypoints, size) for size in (128, 112))
+    torch.testing.assert_close(face_training._to_recognise(wide), narrow, atol=1e-4, rtol=0)
+
+
 def test_the_recipe_runs_through(tmp_path):
     said = []
     demo_faces.train(tmp_path, "a command", said.append, share=0.002)

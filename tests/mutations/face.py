@@ -81,6 +81,8 @@ MUTATIONS = [
              "paints[:, :3] * shares[:, 2:]", (f"{DEMO}::test_the_swapper_mixes_the_picture_with_two_paints",)),
     Mutation("views lie half a pixel off", "models/demo/face_training.py", "theta[:, :, 2] = (middle + 0.5) / 32 - 1",
              "theta[:, :, 2] = middle / 32 - 1", (f"{DEMO}::test_windows_move_pictures_and_points_alike",)),
+    Mutation("the recogniser learns from another cut", "models/demo/face_training.py", "crops[:, :, :112, 8:120]",
+             "crops[:, :, :112, :112]", (f"{DEMO}::test_the_recogniser_learns_from_what_it_will_see",)),
     Mutation("the test's faces are trained on", "models/demo/heads.py", "keep = unseen(rows) != training",
              "keep = unseen(rows) | training", (f"{DEMO}::test_no_training_sees_the_faces_of_the_test",)),
     Mutation("the seam is measured along the edge", "tests/bench/_face_miniature.py", "torch.gradient(masks, dim=(2, 1))",

@@ -255,4 +255,4 @@ def test_frozen(path):
 
 
 def test_nothing_frozen_was_lost():
-    assert set(golden()) == {path.stem for path in [*FILES, *blueprints()]}
+    assert set(golden()) == {path.stem for path in [*EVERY, *blueprints()]}
