@@ -63,14 +63,15 @@ def draw_swaps(n: int, generator: torch.Generator, training: bool = True) -> Dra
     return Drawn(first, second, third, one.keypoints, three.keypoints, heads.look_of(mine), heads.look_of(theirs))
 
 
-def draw_pairs(n: int, seed: int, crops: Crops) -> Pairs:
-    """n pairs of faces to learn from; all are cut at 128 pixels, as far off as the detector's points are."""
+def draw_pairs(n: int, seed: int, crops: Crops, off: float = 1.0) -> Pairs:
+    """n pairs of faces to learn from; all are cut at 128 pixels, as far off as the detector's points are (off 0: exactly)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, _BLOCK):
         drawn = draw_swaps(min(_BLOCK, n - start), generator)
-        there, given = (points + WHOLE * torch.randn(len(points), 1, 2, generator=generator)
-                        + EACH * torch.randn(points.shape, generator=generator) for points in (drawn.points, drawn.source_points))
+        there, given = (points + off * (WHOLE * torch.randn(len(points), 1, 2, generator=generator)
+                                        + EACH * torch.randn(points.shape, generator=generator))
+                        for points in (drawn.points, drawn.source_points))
         cut = [_bytes(crops(picture, points, 128)) for picture, points in (
             (drawn.head, there), (drawn.swapped, there), (drawn.source, given))]
         parts.append(Pairs(cut[0], cut[1], cut[2], drawn.look, drawn.other))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..demo import face_training as lessons
 from ..demo.face_nets import WIDTH, HeadDetector, HeadRecogniser, HeadSwapper
 from ..face.contract import read_graph
-from ..face.export import to_half, write
+from ..face.export import to_half, without_copies, write
 from ..face.geometry import align, crop
 from .demo import WEIGHTS
 
@@ -37,7 +37,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
         path = Path(place) / "network.onnx"
         torch.onnx.export(model.eval(), inputs, str(path), input_names=names, output_names=outputs, opset_version=OPSET,
                           dynamo=False, dynamic_axes=open_sides)
-        return read_graph(path)
+        return without_copies(read_graph(path))
 
 
 def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swapper: HeadSwapper, command: str) -> None:
