@@ -71,8 +71,8 @@ def heads(count: int, log: Any) -> dict[str, float]:
 
 
 def jump(pictures: Tensor, masks: Tensor) -> Tensor:
-    """(n,) colour step across the edge of masks (n, h, w): mean difference of pictures (n, 3, h, w) REACH pixels inside and
-    outside of the line where the mask is one half; NaN without a mask."""
+    """(n, 3, h, w) colour step across the edge of masks (n, h, w): pictures (n, 3, h, w) REACH pixels inside less outside of the
+    line where the mask is one half; 0 off that line."""
     slope = torch.stack(torch.gradient(masks, dim=(2, 1)), -1)
     normal = F.normalize(slope, dim=-1)  # towards the inside
     inside = masks > 0.5
@@ -86,8 +86,7 @@ def jump(pictures: Tensor, masks: Tensor) -> Tensor:
         grid = (place + step * normal + 0.5) / size * 2 - 1
         return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    step = (at(REACH) - at(-REACH)).abs().mean(1)
-    return (step * edge).sum((1, 2)) / edge.sum((1, 2))
+    return (at(REACH) - at(-REACH)) * edge[:, None]
 
 
 def job_for(prompt: dict, k: int, word: str, place: str, batch: int) -> tuple[dict, dict[str, str]]:
@@ -126,8 +125,10 @@ def job_for(prompt: dict, k: int, word: str, place: str, batch: int) -> tuple[di
 
 
 def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
-    """The shipped workflow on the real server, with held-out creatures: the step at the edge of the swap beyond the scene's own
-    at the same places, after BiMD over before; and who the whole picture is taken for at each stage."""
+    """The shipped workflow on the real server, with held-out creatures.
+
+    Before: the step across the edge of the swap, in what the swap changed of the scene. After: as much of that very step as is
+    left in what BiMD changed of the scene, by least squares; 1 is all of it, 0 none. Also who the whole picture is taken for."""
     from bench.custany import candidates, interval, load_judge, read, save_references
 
     from harness import workflows
@@ -137,7 +138,7 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
     from likeness.models.demo.judge import likelihoods
     from likeness.models.hosting.demo import WEIGHTS
     judge, ids = load_judge(WEIGHTS)[0], candidates()
-    steps: dict[str, list[Tensor]] = {"scene": [], "swapped": [], "result": []}
+    before, after, sizes = [], [], []
     right: dict[str, list[float]] = {"scene": [], "swapped": [], "result": []}
     with Server(cpu=True) as server:
         save_references(server.input, ids)
@@ -152,19 +153,23 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
             made = {name: read(result.images[key]) for name, key in names.items()}
             masks = made.pop("mask")[:, 0]
             found = masks.amax((1, 2)) > 0.5
+            first, last = (jump((made[name] - made["scene"])[found], masks[found]) for name in ("swapped", "result"))
+            before.append((first * first).sum((1, 2, 3)))
+            after.append((first * last).sum((1, 2, 3)))
+            sizes.append(torch.stack([first.norm(dim=1).amax((1, 2)), last.norm(dim=1).amax((1, 2))], 1))
             for name, pictures in made.items():
-                steps[name].append(jump(pictures[found], masks[found]))
                 with torch.no_grad():
                     right[name] += (likelihoods(judge, pictures, ids).argmax(1) == k).float().tolist()
             log(f"identity {k}: {int(found.sum())} of {batch} heads swapped")
-    jumps = {name: torch.cat(values) for name, values in steps.items()}
-    out: dict[str, float] = {"seam_pictures": jumps["scene"].numel(), "seam_found": jumps["scene"].numel() / (identities * batch)}
-    out |= {f"seam_{name}": float(values.mean()) for name, values in jumps.items()}
-    before, after = jumps["swapped"] - jumps["scene"], jumps["result"] - jumps["scene"]
-    draws = torch.randint(0, before.numel(), (2000, before.numel()), generator=torch.Generator().manual_seed(0))
-    ratios = (after[draws].mean(1) / before[draws].mean(1)).sort().values
-    out |= {"seam_after_over_before": float(after.mean() / before.mean()), "seam_after_over_before_lo": float(ratios[49]),
-            "seam_after_over_before_hi": float(ratios[1949]), "picture_chance": 1 / 16}
+    old, new = torch.cat(before), torch.cat(after)
+    draws = torch.randint(0, old.numel(), (2000, old.numel()), generator=torch.Generator().manual_seed(0))
+    ratios = (new[draws].sum(1) / old[draws].sum(1)).sort().values
+    largest = torch.cat(sizes).mean(0)
+    out: dict[str, float] = {
+        "seam_pictures": old.numel(), "seam_found": old.numel() / (identities * batch), "picture_chance": 1 / 16,
+        "seam_after_over_before": float(new.sum() / old.sum()), "seam_after_over_before_lo": float(ratios[49]),
+        "seam_after_over_before_hi": float(ratios[1949]), "seam_largest_step_before": float(largest[0]),
+        "seam_largest_step_after": float(largest[1])}
     for name, hits in right.items():
         out[f"picture_{name}_retrieval"] = sum(hits) / len(hits)
         out[f"picture_{name}_retrieval_lo"], out[f"picture_{name}_retrieval_hi"] = interval(hits)
