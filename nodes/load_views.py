@@ -1,8 +1,6 @@
 """Load CustomNet."""
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
 from ..models.common.errors import LikenessError
@@ -57,19 +55,16 @@ class LoadCustomNet(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, save_fp16: bool) -> io.NodeOutput:
         if file == MINIATURE:
-            return io.NodeOutput(*customnet.load_miniature(_paths.embeddings()))
+            done = customnet.load_miniature(_paths.embeddings())
+            small = ["the miniature is small already: no copy was saved"] if save_fp16 else []
+            return io.NodeOutput(*done[:5], "\n".join([done.text, *small]))
         path = _paths.find(file, FOLDERS)
         if path is None:
             raise LikenessError(_paths.missing(file, FOLDERS))
+        # before the parts are loaded, so that the file does not stand in memory twice
+        saved = [customnet.save_half(path)] if save_fp16 else []
         done = customnet.load(path, _paths.embeddings())
-        lines = [done.text]
-        if save_fp16:
-            lines.append(customnet.save_half(path, _half(path)))
-        return io.NodeOutput(*done[:5], "\n".join(lines))
-
-
-def _half(path: Path) -> Path:
-    return path.with_name(path.stem + customnet.HALF_SUFFIX)
+        return io.NodeOutput(*done[:5], "\n".join([done.text, *saved]))
 
 
 NODES = [LoadCustomNet]

@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..models.common.errors import LikenessError
+from ..models.common.images import split_alpha
 from ..models.customnet import placement as places
 from ..models.customnet.placement import Placement as PlacementValue
 from ..models.customnet.view import View, from_camera, is_camera, turntable
@@ -13,7 +14,8 @@ from ..models.hosting.memory import to_intermediate
 from ..models.hosting.view import Strengths, condition
 from . import _types
 
-_ELEVATION = "Degrees that the camera goes up against the reference; negative looks from lower."
+_ELEVATION = ("Degrees that the camera goes up against the reference; negative looks from lower. The authors' demo goes from -30 "
+              "to 30.")
 _DISTANCE = "How much further away the camera stands, as a share: 0 as the reference. The public weights only learned 0."
 _ONE_NOISE = "All pictures start from the same noise, so that less changes between the views."
 _FLIP = ("Turn the other way. The sign of the public weights follows Zero-1-to-3 and was not seen yet: if the object turns "
@@ -77,7 +79,7 @@ class Turntable(io.ComfyNode):
                 io.Float.Input("start", default=-60.0, min=-360.0, max=360.0, step=1.0,
                                tooltip="Azimuth of the first picture in degrees."),
                 io.Float.Input("end", default=60.0, min=-360.0, max=360.0, step=1.0,
-                               tooltip="Azimuth of the last picture. After a full turn the first view is not shown again."),
+                               tooltip="Azimuth of the last picture. After full turns the first view is not shown again."),
                 io.Int.Input("count", default=8, min=1, max=256, tooltip="Number of pictures."),
                 io.Float.Input("elevation", default=0.0, min=-90.0, max=90.0, step=1.0, tooltip=_ELEVATION),
                 io.Float.Input("distance", default=0.0, min=-0.9, max=2.0, step=0.05, advanced=True, tooltip=_DISTANCE),
@@ -114,13 +116,14 @@ class Placement(io.ComfyNode):
                                tooltip="Height of the box, as a share of the frame's height."),
                 io.Combo.Input(
                     "box_of", options=list(places.MEANS),
-                    tooltip="object: the box shows where the object itself ends. whole reference: the box takes the whole "
-                            "reference picture with its white margin, as in the authors' demo.",
+                    tooltip="object: the box is as large as the object's longer side in the picture. whole reference: the box "
+                            "takes the whole reference picture with its white margin, as in the authors' demo.",
                 ),
                 io.Combo.Input(
                     "fit", options=list(places.FITS),
-                    tooltip="square: the longer side counts and what leaves the frame is cut off, as in training. stretched: "
-                            "the object is squashed into the box, as in the authors' demo.",
+                    tooltip="square: the longer side counts, in the pixels of the new picture, and what leaves the frame is cut "
+                            "off, as in training. stretched: the square reference is squashed into the box, as in the authors' "
+                            "demo.",
                 ),
                 io.Int.Input("frame_width", default=256, min=16, max=16384, step=8,
                              tooltip="Width of the new picture, and of the picture in which a detector's box was measured."),
@@ -140,7 +143,8 @@ class Placement(io.ComfyNode):
                 _types.Boxes.Output(display_name="bounding_box",
                                     tooltip="Box of the first picture's whole reference in pixels of the frame."),
                 io.Image.Output(display_name="preview",
-                                tooltip="Orange: the whole reference. Blue: where the object will be, from the same view."),
+                                tooltip="Orange: the whole reference. Blue: the square in whose middle the object will be; a "
+                                        "long or a small object does not fill it."),
             ],
         )
 
@@ -164,7 +168,7 @@ class Placement(io.ComfyNode):
         behind = None
         if image is not None:
             rows = [k % image.shape[0] for k in range(len(placement.boxes))]
-            behind = image[rows][..., :3]
+            behind = split_alpha(image)[0][rows]
         picture = to_intermediate(places.preview(placement, frame_width, frame_height, behind))
         return io.NodeOutput(placement, {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}, picture,
                              ui=ui.PreviewImage(picture, cls=cls))
@@ -212,8 +216,8 @@ class ViewConditioner(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="One empty picture a view or place."),
                 io.Image.Output(
                     display_name="background",
-                    tooltip="The background at the picture's size: destination of core's Image Composite Masked, which puts "
-                            "its very pixels back outside of the box. White without a background.",
+                    tooltip="The background at the picture's size, one for each: destination of core's Image Composite Masked, "
+                            "which puts its very pixels back outside of the box. One white picture without a background.",
                 ),
                 io.Mask.Output(display_name="mask", tooltip="The box: mask of the same Image Composite Masked."),
                 io.String.Output(display_name="text", tooltip="Number, size and cameras of the pictures."),

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from .errors import LikenessError
 
 SUFFIXES = (".safetensors", ".sft")
+PORTION = 2 ** 28  # bytes that are read before a file is closed and opened again
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 # Bits of one value; types that are not listed here pass without a check of their size.
 _BITS = {"F4": 4, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -204,16 +205,35 @@ def read_saved(path: str | os.PathLike[str], kind: str, version: int) -> dict[st
     return said
 
 
+def _portions(header: Header, only: Callable[[str], bool] | None) -> Iterator[list[str]]:
+    """Names in the header's order, few enough to open the file anew for each list: what was read of a mapped file counts as
+    memory until the file is closed, and would stand there twice."""
+    names: list[str] = []
+    bits = 0
+    for name, info in header.tensors.items():
+        if only is not None and not only(name):
+            continue
+        names.append(name)
+        bits += _BITS.get(info.dtype, 64) * math.prod(info.shape)
+        if bits >= 8 * PORTION:
+            yield names
+            names, bits = [], 0
+    if names:
+        yield names
+
+
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu",
          only: Callable[[str], bool] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file; `only` picks tensors by name.
 
     Raises LikenessError for a file that read_header refuses."""
     header = read_header(path)
+    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            # Copies: a tensor that stays mapped into the file would block its replacement on Windows.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys() if only is None or only(name)}
+        for names in _portions(header, only):
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                # Copies: a tensor that stays mapped into the file would block its replacement on Windows.
+                tensors |= {name: file.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
         raise _refuse(Path(path), f"cannot be read ({error})", _AGAIN) from error
     return tensors, header.metadata

@@ -20,6 +20,7 @@ def object_canvas(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     A pixel belongs to the object or not (mask above 127 of 255). The cut-out is shrunk, never enlarged, to 200 pixels.
     Works on 8 bits as the authors' code does. Raises LikenessError for an empty mask."""
+    image, mask = image.cpu(), mask.cpu()  # what follows counts in float64, pixel by pixel
     inside = (mask * 255).round() > 127
     box = bounding_box(inside.float())
     if box is None:

@@ -19,21 +19,28 @@ SMALLEST = 8  # pixels: one cell of the latent
 
 
 class Placement(NamedTuple):
-    """LIKENESS_PLACEMENT: box of the whole reference as fractions of the frame (may leave it), one row a picture."""
+    """LIKENESS_PLACEMENT: boxes as fractions of the frame (may leave it), one row a picture.
+
+    fit "square": the longer side in the new picture's own pixels counts, as in training, where the object filled 200 of 256
+    pixels of a square; means: whether a box shows the object itself, or the whole reference with its margin."""
     boxes: tuple[Box, ...]
+    fit: str = FITS[1]
+    means: str = MEANS[1]
 
     def pixels(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
-        """x0 y0 x1 y1 of each row in a picture of this size. Raises LikenessError for a box too small or outside."""
-        return [_checked(_corners(box, width, height), width, height) for box in self.boxes]
+        """x0 y0 x1 y1 of each row's whole reference in a picture of this size. Raises LikenessError for a box too small or
+        outside."""
+        return [_checked(self._corners(box, width, height), width, height) for box in self.boxes]
+
+    def _corners(self, box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+        x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+        grow = CANVAS / OBJECT if self.means == MEANS[0] else 1.0
+        wide, high = (max(w, h) * grow,) * 2 if self.fit == FITS[0] else (w * grow, h * grow)
+        left, top = round(x + (w - wide) / 2), round(y + (h - high) / 2)
+        return left, top, left + round(wide), top + round(high)
 
 
 WHOLE = Placement(((0.0, 0.0, 1.0, 1.0),))
-
-
-def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    x, y, w, h = box
-    left, top = round(x * width), round(y * height)
-    return left, top, left + round(w * width), top + round(h * height)
 
 
 def _checked(box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
@@ -47,19 +54,13 @@ def _checked(box: tuple[int, int, int, int], width: int, height: int) -> tuple[i
 
 
 def place(boxes: Sequence[Box], width: int, height: int, fit: str, means: str) -> Placement:
-    """Pixel boxes (x, y, w, h) in a frame of this size -> PLACEMENT. Raises LikenessError for boxes without area or outside.
-
-    fit "square": the longer side counts, as in training, where the object filled 200 of 256 pixels of a square; means:
-    whether a box shows the object itself, or the whole reference with its margin."""
+    """Pixel boxes (x, y, w, h) in a frame of this size -> PLACEMENT. Raises LikenessError for boxes without area or outside."""
     out = []
     for x, y, w, h in boxes:
         if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
             raise LikenessError(f"The box {x:g}, {y:g} of {w:g} x {h:g} has no area; draw it from its upper left corner, larger.")
-        grow = CANVAS / OBJECT if means == MEANS[0] else 1.0
-        wide, high = (max(w, h) * grow,) * 2 if fit == FITS[0] else (w * grow, h * grow)
-        box = (x + (w - wide) / 2, y + (h - high) / 2, wide, high)
-        out.append((box[0] / width, box[1] / height, wide / width, high / height))
-    placement = Placement(tuple(out))
+        out.append((x / width, y / height, w / width, h / height))
+    placement = Placement(tuple(out), fit, means)
     placement.pixels(width, height)
     return placement
 
@@ -115,7 +116,7 @@ def _best(frame: list[Mapping[str, Any]], number: int) -> Box:
 
 def preview(placement: Placement, width: int, height: int, image: Tensor | None = None) -> Tensor:
     """(n, height, width, 3): the place of the whole reference as a frame, that of the object shaded, over a picture or grey."""
-    out = torch.full((len(placement.boxes), height, width, 3), 0.82) if image is None else image.clone()
+    out = torch.full((len(placement.boxes), height, width, 3), 0.82) if image is None else image.cpu().clone()
     line = max(1, min(width, height) // 128)
     for row, (x0, y0, x1, y1) in zip(out, placement.pixels(width, height), strict=True):
         margin_x, margin_y = (round((end - start) * (1 - OBJECT / CANVAS) / 2) for start, end in ((x0, x1), (y0, y1)))

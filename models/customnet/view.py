@@ -11,7 +11,8 @@ from torch import Tensor
 from ..common.errors import LikenessError
 
 # Positive azimuth: the camera goes to the right round the object, as in Zero-1-to-3, whose weights CustomNet started from.
-# The published weights themselves were not seen; should they turn the other way, this is the one place to say so.
+# The published weights themselves were not seen; should they turn the other way, this is the one place to say so (the
+# miniature does not hang on it).
 AZIMUTH_SIGN = 1.0
 
 Numbers = float | Sequence[float] | Tensor
@@ -29,7 +30,7 @@ class View(NamedTuple):
 
     def vector(self) -> Tensor:
         """(n, 4), see `view_vector`."""
-        return view_vector([-e for e in self.elevation], [AZIMUTH_SIGN * a for a in self.azimuth], self.distance)
+        return view_vector([-e for e in self.elevation], self.azimuth, self.distance)
 
 
 def view_vector(polar_deg: Numbers, azimuth_deg: Numbers, radius: Numbers) -> Tensor:
@@ -43,8 +44,9 @@ def view_vector(polar_deg: Numbers, azimuth_deg: Numbers, radius: Numbers) -> Te
 
 
 def turntable(start: float, end: float, count: int, elevation: float, distance: float, one_noise: bool) -> View:
-    """`count` views from azimuth `start` to `end`; a full turn does not show its first view twice."""
-    whole = count > 1 and math.isclose(abs(end - start), 360.0)
+    """`count` views from azimuth `start` to `end`; full turns do not show their first view twice."""
+    turns = abs(end - start) / 360
+    whole = count > 1 and round(turns) > 0 and math.isclose(turns, round(turns))
     step = (end - start) / (count if whole else max(1, count - 1))
     return View(tuple(start + step * k for k in range(count)), (elevation,) * count, (distance,) * count, one_noise)
 

@@ -99,12 +99,12 @@ def render(scene: Scene, background: Tensor | None = None) -> tuple[Tensor, Tens
                        outline_scale(identity["kind"], side, *REFERENCE))
 
 
-def references(identity: Rows, pixels: int = 64) -> Tensor:
-    """(n, 3, p, p): each building on white from the reference camera."""
+def references(identity: Rows, pixels: int = 64, paper: float = 1.0) -> Tensor:
+    """(n, 3, p, p): each building on white (or another grey) from the reference camera."""
     n = identity["kind"].shape[0]
     zero, whole = torch.zeros(n), torch.full((n,), UNIT)
     at = torch.tensor([float(a) for a in REFERENCE]).expand(n, 2)
-    return draw_solids(torch.ones(n, 3, pixels, pixels), identity["kind"], colours_of(identity), at[:, 0], at[:, 1],
+    return draw_solids(torch.full((n, 3, pixels, pixels), paper), identity["kind"], colours_of(identity), at[:, 0], at[:, 1],
                        torch.full((n, 2), UNIT / 2) + zero[:, None],
                        outline_scale(identity["kind"], whole * SHARE, *REFERENCE)).picture
 

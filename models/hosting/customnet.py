@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import comfy.model_management as management
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from .customnet_model import CustomNetConfig, MiniatureConfig, projection_state
 from .customnet_unet import build_unet, load_unet
 from .customnet_vision import clip_tower, miniature_tower
 from .encoders import read_weights
-from .memory import patcher_class
+from .memory import patcher_class, stop_if_asked
 
 __all__ = ["Loaded", "build_unet", "load", "load_miniature", "save_half"]
 log = logging.getLogger("likeness")
@@ -43,16 +43,20 @@ class Loaded(NamedTuple):
     text: str
 
 
-def read(path: Path) -> tuple[State, Layout]:
-    """The tensors that are used, and the layout. A safetensors file that is no CustomNet is refused from its header."""
+def read(path: Path, *parts: str) -> tuple[State, Layout]:
+    """The tensors that are used, and the layout; parts: only names that begin so. A safetensors file that is no CustomNet is
+    refused from its header."""
     path = Path(path)
+
+    def wanted(name: str) -> bool:
+        return layout_of.wanted(name) and name.startswith(parts or "")
     if files.is_safetensors(path):
         header = files.read_header(path)
         layout = layout_of.identify({name: info.shape for name, info in header.tensors.items()}, path.name)
-        return read_weights(path, layout_of.wanted)[0], layout
+        return read_weights(path, wanted)[0], layout
     state = read_weights(path)[0]
     layout = layout_of.identify({name: tuple(value.shape) for name, value in state.items()}, path.name)
-    return {name: state[name] for name in list(state) if layout_of.wanted(name)}, layout
+    return {name: state[name] for name in list(state) if wanted(name)}, layout
 
 
 def load(path: str | Path, embedding_directory: Any = None) -> Loaded:
@@ -73,7 +77,8 @@ def load(path: str | Path, embedding_directory: Any = None) -> Loaded:
 
 def reload_part(part: str, path: Path, disable_dynamic: bool = False) -> Any:
     """The host's factory for a patcher with weights of its own, for another device."""
-    state, layout = read(path)
+    prefix = {"unet": (UNET, PROJECTION), "vision": (VISION,), "text": (TEXT,), "vae": (VAE,)}[part]
+    state, layout = read(path, *prefix)
     if part == "unet":
         return _model(state, layout, disable_dynamic)
     if part == "vision":
@@ -113,19 +118,24 @@ def _cast(state: State, dtype: torch.dtype) -> State:
     return state
 
 
+def text_sizes(state: State) -> dict[str, int]:
+    """What the host has to know of a CLIP text encoder, from its tensors' shapes."""
+    start = "transformer.text_model."
+    width = state[f"{start}embeddings.token_embedding.weight"].shape[1]
+    layers = [int(name.split(".")[4]) for name in state if name.startswith(f"{start}encoder.layers.")]
+    return {"hidden_size": width, "num_hidden_layers": 1 + max(layers),
+            "intermediate_size": state[f"{start}encoder.layers.0.mlp.fc1.weight"].shape[0],
+            "num_attention_heads": max(1, width // 64)}
+
+
 def _clip(state: State, embedding_directory: Any, disable_dynamic: bool = False) -> Any:
-    start = "transformer."
-    table = state[f"{start}text_model.embeddings.token_embedding.weight"]
-    width = table.shape[1]
-    names = [name for name in state if name.startswith(f"{start}text_model.encoder.layers.")]
-    sizes = {"hidden_size": width, "num_hidden_layers": 1 + max(int(name.split(".")[4]) for name in names),
-             "intermediate_size": state[f"{start}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-             "num_attention_heads": max(1, width // 64)}
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, parameters=sum(t.numel() for t in state.values()),
-                         model_options={"clip_l_model_config": sizes}, **({"disable_dynamic": True} if disable_dynamic else {}))
+                         model_options={"clip_l_model_config": text_sizes(state)},
+                         **({"disable_dynamic": True} if disable_dynamic else {}))
     # the release has none, and SD1.5 never reads it; the host would leave it without numbers
-    state[f"{start}text_projection.weight"] = torch.eye(width, dtype=table.dtype)
+    table = state["transformer.text_model.embeddings.token_embedding.weight"]
+    state["transformer.text_projection.weight"] = torch.eye(table.shape[1], dtype=table.dtype)
     missing, _ = clip.load_sd({f"clip_l.{name}": state.pop(name) for name in list(state)}, full_model=True)
     lost = [name for name in missing if not name.endswith("logit_scale")]
     if lost:
@@ -160,17 +170,31 @@ def _miniature_vision(path: Path, disable_dynamic: bool = False) -> Any:
     return miniature_tower(*files.load(path), disable_dynamic).patcher
 
 
-def save_half(path: Path, target: Path, progress: Callable[[], None] = lambda: None) -> str:
-    """A copy in half precision as safetensors, under the authors' names; returns a line for the artist.
+def save_half(path: Path) -> str:
+    """A copy in half precision beside the file, as safetensors under the authors' names; returns a line for the artist.
 
-    The object token's layer keeps its digits. A file that is there already is never written over."""
+    The object token's layer keeps its digits. Shows its progress and can be cancelled; nothing is written over, and a folder that
+    takes no file costs no more than the line."""
+    target = path.with_name(path.stem + HALF_SUFFIX)
+    if path.name.endswith(HALF_SUFFIX) or files.is_safetensors(path) and _is_half(path):
+        return f"{path.name} is of half precision already: no copy was saved"
     if target.exists():
         return f"{target.name} is there already and was left as it is"
     state, layout = read(path)
+    bar = comfy.utils.ProgressBar(len(state))
     for name in list(state):
-        progress()
+        stop_if_asked()
         value = state.pop(name)
         state[name] = value.half() if value.is_floating_point() and not name.startswith(PROJECTION) else value
-    metadata = {"format_version": "1", "method": "customnet", "variant": layout.variant, "source": Path(path).name}
-    files.save(target, state, metadata)
+        bar.update(1)
+    metadata = {"format_version": "1", "method": "customnet", "variant": layout.variant, "source": path.name}
+    try:
+        files.save(target, state, metadata)
+    except OSError as error:
+        return f"no copy of half precision was saved: {target.name} cannot be written ({error.strerror})"
     return f"saved as {target.name}, {target.stat().st_size / 1e9:.2f} GB: choose it the next time"
+
+
+def _is_half(path: Path) -> bool:
+    network = [info.dtype for name, info in files.read_header(path).tensors.items() if name.startswith(UNET)]
+    return "F32" not in network

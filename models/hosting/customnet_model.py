@@ -14,6 +14,7 @@ from torch import Tensor
 from ..common.errors import LikenessError
 from ..customnet.config import PROJECTION, TEXT, UNET, VISION, Layout
 from ..customnet.layers import ObjectToken
+from ..customnet.view import AZIMUTH_SIGN
 from ..demo.schedule import SAMPLING
 from .customnet_unet import DualUNet, renamed, restored
 from .demo import DemoLatent
@@ -71,11 +72,14 @@ class CustomNetModel(comfy.model_base.BaseModel):
     def _latents(self, latents: Tensor | None, noise: Tensor, what: str) -> Tensor:
         if latents is None:
             return torch.zeros_like(noise)
-        if latents.shape[1:] != noise.shape[1:]:
+        if latents.shape[1] != noise.shape[1]:
+            raise LikenessError(f"The {what} was encoded by a VAE of {latents.shape[1]} channels, this model wants "
+                                f"{noise.shape[1]}; connect the VAE of Load CustomNet to View Conditioner.")
+        if latents.shape[2:] != noise.shape[2:]:
             sizes = [f"{t.shape[-1] * 8} x {t.shape[-2] * 8}" for t in (latents, noise)]
             raise LikenessError(f"View Conditioner made the {what} for pictures of {sizes[0]}, the latent is {sizes[1]}; give it "
                                 "the same width and height, or connect its own LATENT.")
-        return _rows(latents, noise.shape[0])
+        return _rows(latents, noise.shape[0]).to(noise.device)
 
     def _token(self, shown: Shown, rows: int, device: Any) -> Tensor:
         """(rows, 1, d)."""
@@ -84,7 +88,7 @@ class CustomNetModel(comfy.model_base.BaseModel):
         if shown.embed.shape[-1] != self.layout.embed:
             raise LikenessError(f"The reference was looked at by an image tower of width {shown.embed.shape[-1]}, this model was "
                                 f"trained with {self.layout.embed}; connect the CLIP_VISION of Load CustomNet.")
-        camera = _rows(shown.camera, rows)
+        camera = _rows(shown.camera, rows) * torch.tensor([1.0, self.model_config.azimuth_sign, 1.0, 1.0])
         embed = _rows(shown.embed, rows)
         return self.object_token(embed.float().to(device), camera.float().to(device)) * shown.strength
 
@@ -108,6 +112,7 @@ class CustomNetConfig(comfy.supported_models_base.BASE):
     unet_extra_config = {"num_heads": 8, "num_head_channels": -1}
     latent_format = comfy.latent_formats.SD15
     memory_usage_factor = 1.0
+    azimuth_sign = AZIMUTH_SIGN
     text_encoder_key_prefix = [TEXT]
     clip_vision_prefix = VISION
 
@@ -137,6 +142,7 @@ class MiniatureConfig(CustomNetConfig):
     unet_extra_config: dict[str, Any] = {}
     latent_format = DemoLatent
     sampling_settings = SAMPLING
+    azimuth_sign = 1.0  # trained by this pack, with its own cameras
 
     def model_type(self, state_dict, prefix=""):
         return comfy.model_base.ModelType.V_PREDICTION

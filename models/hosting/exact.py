@@ -14,9 +14,10 @@ RELEASES = {"RealCustom++": schedule.sigmas, "CustomNet": customnet_schedule.sig
 
 
 def release_sigmas(model: Any, steps: int, denoise: float = 1.0, release: str = "RealCustom++") -> Tensor:
-    """(steps + 1,) or less from the MODEL's own table; denoise below 1: the last steps of a longer schedule, as core does it.
+    """About (steps + 1,) from the MODEL's own table, as many as the release takes; denoise below 1: the last steps of a longer
+    schedule, as core does it.
 
-    Raises LikenessError for a model without the table of Stable Diffusion."""
+    Raises LikenessError for a model without the table of Stable Diffusion, and for fewer steps than the release can take."""
     sampling = model.get_model_object("model_sampling")
     table: Any = getattr(sampling, "sigmas", ())
     if len(table) != schedule.TRAINED or not hasattr(sampling, "log_sigmas"):  # flow models have a table without
@@ -27,7 +28,8 @@ def release_sigmas(model: Any, steps: int, denoise: float = 1.0, release: str = 
     if total > schedule.TRAINED:
         raise LikenessError(f"{steps} steps at denoise {denoise:g} are the last of {total}, and the model has "
                             f"{schedule.TRAINED}; take fewer steps or more denoise.")
-    return RELEASES[release](table, total)[-(steps + 1):].cpu()
+    levels = RELEASES[release](table, total)
+    return (levels if denoise >= 1 else levels[-(steps + 1):]).cpu()
 
 
 def single_step_sampler() -> Any:

@@ -21,7 +21,7 @@ Conditioning = list[list[Any]]
 
 class Conditioned(NamedTuple):
     """latent: core's LATENT with as many empty pictures as there are views or places. mask (n, h, w): 1 in the box;
-    background (n, h, w, 3): at the pictures' size, white without one. Both are for core's Image Composite Masked."""
+    background (n, h, w, 3): at the pictures' size; one white picture without. Both are for core's Image Composite Masked."""
     positive: Conditioning
     negative: Conditioning
     latent: dict[str, Any]
@@ -68,12 +68,12 @@ def condition(positive: Conditioning, negative: Conditioning, clip_vision: Any, 
     mask = torch.zeros(rows, height, width)
     for row, (x0, y0, x1, y1) in zip(mask, _times(boxes, rows), strict=True):
         row[max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)] = 1.0
-    whole = torch.ones(1, height, width, 3) if behind is None else behind
+    whole = torch.ones(1, height, width, 3) if behind is None else behind.expand(rows, -1, -1, -1).clone()
     report = f"{rows} picture(s) of {width} x {height}: " + "; ".join(
         f"azimuth {a:g}, elevation {e:g}, distance {d:g}"
         for a, e, d in zip(view.azimuth, view.elevation, view.distance, strict=True))
     return Conditioned(_stamped(positive, shown), _stamped(negative, bare), latent,
-                       whole.expand(rows, -1, -1, -1).clone(), mask, report)
+                       whole, mask, report)
 
 
 def _times(boxes: list[tuple[int, int, int, int]], count: int) -> list[tuple[int, int, int, int]]:
@@ -89,8 +89,10 @@ def checked_reference(reference: Tensor) -> Tensor:
         raise LikenessError("The reference still has its alpha channel; let Prepare Reference lay the object on white (preset "
                             "CustomNet).")
     border = torch.cat([rgb[:, 0], rgb[:, -1], rgb[:, :, 0], rgb[:, :, -1]], 1)
-    if float((border > 0.98).all(-1).float().mean()) < 0.5:
-        raise LikenessError("The reference has no white background, so it was not cut out; connect it through Prepare Reference "
+    white = (border > 0.98).all(-1).float().mean(1)
+    if bool((white < 0.5).any()):
+        which = "The reference" if len(white) == 1 else f"Reference {int((white < 0.5).nonzero()[0]) + 1} of {len(white)}"
+        raise LikenessError(f"{which} has no white background, so it was not cut out; connect it through Prepare Reference "
                             "with the preset CustomNet and a mask of the object.")
     return to_chw(resize(rgb, CANVAS, CANVAS)) * 2 - 1
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,40 @@ def scenes() -> Any:
     return views.Scene(views.select(ids, index), rows, scene, views.draw_boxes(PICTURES, generator))
 
 
+def turned() -> Any:
+    """256 pictures of the same buildings, with cameras from all over the trained range."""
+    import torch
+
+    from likeness.models.demo import views
+
+    scene, generator = scenes(), torch.Generator().manual_seed(8)
+
+    def draw(most: float) -> Any:
+        return (torch.rand(PICTURES, generator=generator) * 2 - 1) * most
+    camera = {"azimuth": draw(views.AZIMUTH), "elevation": draw(views.ELEVATION), "distance": torch.zeros(PICTURES)}
+    return scene._replace(camera=camera)
+
+
+def angles(pictures: Any, scene: Any) -> dict[str, list[float]]:
+    """How far the cameras of 256 pictures of `turned` are off, in degrees."""
+    from bench import _view_rules as v
+
+    azimuth, elevation = v.cameras(pictures, scene)
+    return {"azimuth": (azimuth - scene.camera["azimuth"]).abs().tolist(),
+            "elevation": (elevation - scene.camera["elevation"]).abs().tolist()}
+
+
 def row(pictures: Any, scene: Any) -> dict[str, list[float]]:
     """What the rules say of 256 pictures of `scenes`."""
     from bench import _view_rules as v
 
     from likeness.models.demo import views
 
-    azimuth, elevation = v.cameras(pictures, scene)
     found = v.distances(pictures, [v.with_camera(scene, a, e) for a, e in VIEWS]).argmin(1)
     wanted = [VIEWS.index((a, e)) for a, e in zip(scene.camera["azimuth"].tolist(), scene.camera["elevation"].tolist(),
                                                   strict=True)]
     true = views.render(scene)[1] > 0.5
     return {"retrieval": [float(a == b) for a, b in zip(found.tolist(), wanted, strict=True)],
-            "azimuth": (azimuth - scene.camera["azimuth"]).abs().tolist(),
-            "elevation": (elevation - scene.camera["elevation"]).abs().tolist(),
             "placement_iou": v.iou(v.silhouettes(pictures, scene), true).tolist(),
             "background": (v.backgrounds(pictures, scene.box) == scene.scene).float().tolist()}
 
@@ -68,40 +89,41 @@ def summary(values: dict[str, list[float]]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in out.items()}
 
 
-def distance_monotone(painter: Any, seed: int) -> float:
-    """Share of held-out buildings whose outline shrinks with each step of the camera away."""
+def distance_monotone(paint: Any) -> float:
+    """Share of 86 held-out buildings whose outline shrinks with each step of the camera away (258 pictures)."""
     import torch
     from bench import _view_rules as v
 
     from likeness.models.demo import views
 
-    ids = v.held_out(BUILDINGS, 9)
-    n = BUILDINGS
+    n = 86
+    ids = v.held_out(n, 9)
     box = torch.tensor([[8, 8, 56, 56]]).expand(n, 4)
     areas = []
     for far in DISTANCES:
         camera = {"azimuth": torch.zeros(n), "elevation": torch.zeros(n), "distance": torch.full((n,), far)}
         scene = views.Scene(ids, camera, torch.arange(n) % 5, box)
-        areas.append(v.silhouettes(painter.paint(scene, seed), scene).sum((1, 2)))
+        areas.append(v.silhouettes(paint(scene), scene).sum((1, 2)))
     shrinks = (areas[0] > areas[1]) & (areas[1] > areas[2])
     return float(shrinks.float().mean())
 
 
-def background_four(painter: Any, seed: int) -> list[float]:
-    """Each building at one place and view before four backgrounds that have nothing to do with it: right ones."""
+def background_four(paint: Any) -> list[float]:
+    """Each of 64 buildings at one place and view before four backgrounds that have nothing to do with it: right ones."""
     import torch
     from bench import _view_rules as v
 
     from likeness.models.demo import views
 
-    ids = v.held_out(BUILDINGS, 12)
-    four = views.select(ids, torch.arange(BUILDINGS).repeat_interleave(4))
-    n = 4 * BUILDINGS
+    count = PICTURES // 4
+    ids = v.held_out(count, 12)
+    four = views.select(ids, torch.arange(count).repeat_interleave(4))
+    n = 4 * count
     generator = torch.Generator().manual_seed(3)
-    camera = {name: value.repeat_interleave(4) for name, value in views.draw_cameras(BUILDINGS, generator).items()}
+    camera = {name: value.repeat_interleave(4) for name, value in views.draw_cameras(count, generator).items()}
     scene = views.Scene(four, camera, (torch.arange(n) % 4 + torch.arange(n) // 4) % 5,
-                        views.draw_boxes(BUILDINGS, generator).repeat_interleave(4, 0))
-    return (v.backgrounds(painter.paint(scene, seed), scene.box) == scene.scene).float().tolist()
+                        views.draw_boxes(count, generator).repeat_interleave(4, 0))
+    return (v.backgrounds(paint(scene), scene.box) == scene.scene).float().tolist()
 
 
 def identity_retrieval(pictures: Any, scene: Any) -> list[float]:
@@ -160,12 +182,44 @@ def load_peak(folder: Path) -> float:
     return numbers["peak"] / numbers["file"]
 
 
-def main(argv: list[str]) -> dict[str, Any]:
+def ideal(painter: Any, scene: Any, *_: Any) -> Any:
+    """True renders through the first stage, in the place of a painter's pictures."""
+    from likeness.models.demo import views
+
+    return painter.through_first_stage(views.render(scene)[0])
+
+
+def measured(paint: Any, scene: Any, wide: Any, seed: int = 0) -> tuple[dict[str, float], Any]:
+    """All rows of one painter `paint(scene, seed, references)`, and its pictures of `scenes`."""
     import torch
     from bench import _view_rules as v
-    from bench._view_painter import Painter
-    from bench.custany import interval
 
+    from likeness.models.demo import views
+
+    pictures = paint(scene, seed + 1)
+    # an odd shift: the stranger is none of the sixteen, which are an even number of buildings apart
+    strangers = views.select(v.held_out(BUILDINGS, 5), (torch.arange(PICTURES) // len(VIEWS) + 11) % BUILDINGS)
+    values = {**row(pictures, scene), **angles(paint(wide, seed + 2), wide),
+              "background_four": background_four(lambda asked: paint(asked, seed + 3)),
+              "identity": identity_retrieval(pictures, scene),
+              "identity_shuffled": identity_retrieval(paint(scene, seed + 5, strangers), scene)}
+    return {**summary(values), "distance_monotone": round(distance_monotone(lambda asked: paint(asked, seed + 4)), 4)}, pictures
+
+
+def ablated(name: str, painter: Any, scene: Any, whole: dict[str, float]) -> dict[str, Any]:
+    """Rows of a training without a part of the method, and whether each is worse: shown where the intervals do not meet."""
+    found = summary(row(painter.paint(scene, 500), scene))
+    out: dict[str, Any] = {f"{name}_{key}": value for key, value in found.items()}
+    for key in ("retrieval", "placement_iou", "background"):
+        out[f"{name}_{key}_worse"] = "shown" if found[f"{key}_hi"] < whole[f"{key}_lo"] else "not shown"
+    return out
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    import torch
+    from bench._view_painter import Painter
+
+    from likeness.models.demo import views
     from likeness.models.hosting.customnet import MINIATURE
     from likeness.models.hosting.demo import WEIGHTS
 
@@ -178,41 +232,25 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("output/bench"))
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    scene = scenes()
-    from likeness.models.demo import views
-
-    truth = views.render(scene)[0]
+    scene, wide = scenes(), turned()
     out: dict[str, Any] = {"pictures_a_row": PICTURES, "training_seeds": len(args.files), "chance_retrieval": 1 / len(VIEWS),
                            "chance_identity": 1 / 16, "chance_background": 0.2}
     rows = []
     for number, file in enumerate(args.files, 1):
         painter = Painter(file, WEIGHTS)
         if number == 1:
-            ideal = painter.through_first_stage(truth)
-            out |= {f"rule_{name}": value for name, value in summary(row(ideal, scene)).items()}
-        pictures = painter.paint(scene, 100 + number)
-        values = row(pictures, scene)
-        found = summary(values)
-        four = background_four(painter, 200 + number)
-        found |= {"distance_monotone": round(distance_monotone(painter, 300 + number), 4),
-                  "background_four": round(sum(four) / len(four), 4)}
-        same = identity_retrieval(pictures, scene)
-        index = torch.arange(PICTURES) // len(VIEWS)
-        strangers = views.select(v.held_out(BUILDINGS, 5), (index + 10) % BUILDINGS)
-        shuffled = identity_retrieval(painter.paint(scene, 400 + number, strangers), scene)
-        for name, hits in (("identity", same), ("identity_shuffled", shuffled)):
-            low, high = interval(hits)
-            found |= {name: round(sum(hits) / len(hits), 4), f"{name}_lo": round(low, 4), f"{name}_hi": round(high, 4)}
+            found = measured(partial(ideal, painter), scene, wide)[0]
+            out |= {f"rule_{name}": value for name, value in found.items() if not name.startswith("identity_shuffled")}
+        found, pictures = measured(painter.paint, scene, wide, 100 * number)
         rows.append(found)
         out |= {f"seed{number}_{name}": value for name, value in found.items()}
-        sheet(truth, pictures, args.out / f"customnet_{number}.png")
-    for name in rows[0]:
-        worst = max if name.endswith("_deg") else min
-        out[name] = worst(found[name] for found in rows)
+        sheet(views.render(scene)[0], pictures, args.out / f"customnet_{number}.png")
+    for name in (name for name in rows[0] if not name.endswith(("_lo", "_hi"))):
+        worst = (max if name.endswith(("_deg", "_shuffled")) else min)(rows, key=lambda found, name=name: found[name])
+        out |= {key: worst[key] for key in (name, f"{name}_lo", f"{name}_hi") if key in worst}
     for name, file in (("shared_attention", args.shared), ("no_location", args.no_location)):
         if file is not None:
-            found = summary(row(Painter(file, WEIGHTS).paint(scene, 500), scene))
-            out |= {f"{name}_{key}": value for key, value in found.items()}
+            out |= ablated(name, Painter(file, WEIGHTS), scene, rows[0])
     out["turntable8_over_single"] = round(turntable(WEIGHTS, args.files[0]), 4)
     if args.load:
         out["load_peak_over_file"] = round(load_peak(Path(tempfile.gettempdir())), 4)

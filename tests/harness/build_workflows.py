@@ -37,6 +37,7 @@ from .workflow_parts import (
     start,
 )
 from .workflow_swap import swap_a_face
+from .workflow_views import place_it, turn, turntable
 from .workflows import load
 
 SUBGRAPHS, GOLDEN = ROOT / "subgraphs", ROOT / "tests" / "golden" / "workflows.json"
@@ -152,7 +153,8 @@ RECIPES: dict[str, Callable[[Board], None]] = {
     "1 Subject in a new scene": new_scene, "2 Two subjects": two_subjects, "3 Try on a garment": try_on,
     "4 Mix picture and word": mix, "5 Story strip": story,
     "6 Exact inversion": exact, "7 Change the subject, keep the scene": change_subject, "8 Identity fusion": fusion,
-    "9 Identity on a drawing": drawing, "12 Swap a face, keep the scene": swap_a_face,
+    "9 Identity on a drawing": drawing, "10 Turntable": turntable, "11 Place in a background": place_it,
+    "12 Swap a face, keep the scene": swap_a_face,
 }
 OWN_FILES = workflow_portrait.RECIPES  # these need files that the artist has
 
@@ -169,7 +171,7 @@ def build(info: dict) -> dict[str, dict]:
 
 def blueprints(info: dict) -> dict[str, dict]:
     """Sub-graph files by name."""
-    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities)
+    makers = (keep_a_subject, bring_back, keep_the_scene, fuse_identities, turn)
     return {sub.name: sub.blueprint() for sub in (make(info) for make in makers)}
 
 

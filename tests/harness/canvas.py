@@ -227,12 +227,12 @@ class Sub(Canvas):
             self.required.add(name)
         return Link(-10, len(self.inputs) - 1, kind)
 
-    def promote(self, name: str, node: Node, widget: str) -> None:
-        """Show a widget of an inner node on the outside, under `name`; it may be linked as well."""
-        slot = next(i for i, entry in enumerate(node.data["inputs"]) if entry["name"] == widget)
+    def promote(self, name: str, node: Node, widget: str, *more: tuple[Node, str]) -> None:
+        """Show a widget of an inner node on the outside, under `name`; it may be linked as well. more: widgets that follow it."""
         item = next(i for i in inputs_of(self.info[node.data["type"]]) if i.name == widget)
         link = self.input(name, item.type, required=False)
-        self.connect(link, node, slot)
+        for target, other in ((node, widget), *more):
+            self.connect(link, target, next(i for i, entry in enumerate(target.data["inputs"]) if entry["name"] == other))
         height = TEXT_BOX if item.multiline else WIDGET
         self.promoted[name] = Promoted(node.id, widget, height, node.values[widget])
 

@@ -33,6 +33,25 @@ the old picture. Set the dials anew, they count steps. Bypass *Enlarge the tiny 
 *Identity fusion* cells of your picture's size."""
 
 
+BUILDINGS = """## It works at once
+The miniature CustomNet comes with the pack: tiny pictures (64 x 64) of toy buildings. It knows **block, house, tower** in eight
+colours, always pictured from the right and from above, and the scenes **on the beach, in the forest, at night, in the snow, in a
+room**."""
+
+OWN_OBJECT = f"""## Your own object
+- A picture with a **transparent background**: choose it in **Load Image**, ready.
+- **Any other picture**: {MUTED}, and drag the mask of *Remove Background* to the **mask** input of *Prepare Reference* or, where
+  the method is one block, of the block.
+
+{PICTURES}"""
+
+OWN_CUSTOMNET = """## The real CustomNet
+1. Put *customnet_v1* into *models/checkpoints* and choose it in **Load CustomNet**.
+2. Set every width and height (View Conditioner, the frame of Placement, or the block) to 256. KSampler: *ddim*,
+   *ddim_uniform*, 50 steps, cfg 3.
+3. Bypass every *Enlarge* node (**Ctrl+B**)."""
+
+
 def note(*parts: str) -> str:
     """Text of a note: the line breaks of this file go, those of headings, lists and paragraphs stay."""
     out = []
@@ -158,6 +177,24 @@ drawing, and the backward flow brings it along.
 The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
 new colours come in, on the belly and the ears. A large model knows many styles.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
+    "10 Turntable": note("""# Turntable
+**One picture of an object in, the object from eight sides out**, at the place you ask for, in front of the background that your
+words name. *View Conditioner* tells the model all three; *KSampler* paints the eight views in one batch, from one noise.
+
+## What to change
+- **start, end, count** in Turntable: which views. From -60 to 60 degrees is what was trained.
+- **Background**: *a photo of a house in the forest*. The word for the object helps little; the picture decides.
+- **x, y, box_width, box_height** in Placement: where it stands. The preview shows it.
+- **object_strength** in View Conditioner: how much the object's picture counts.""", BUILDINGS, OWN_OBJECT, OWN_CUSTOMNET),
+    "11 Place in a background": note("""# Place in a background
+**One picture of an object in, the same object turned and set into a scene of words.** All of it stands in one block: the box says
+where, the camera from which side, the sentence what is round it.
+
+## What to change
+- **azimuth, elevation** in the block: the side you look at.
+- **x, y, box_width, box_height**: where it stands, as parts of the picture. Inside the block (double-click) Placement takes a
+  painted **mask** or the box of one of core's detectors in their place.
+- **background**: another scene. **seed** in KSampler: other pictures.""", BUILDINGS, OWN_OBJECT, OWN_CUSTOMNET),
     "12 Swap a face, keep the scene": note("""# Swap a face, keep the scene
 **CustomEnhancer's whole way, in one strip: the scene, the swap, the inversion, the result.** The model paints a scene from words.
 **Face Swap** paints the head of your reference picture onto the head in it, and nothing else. The block *Keep the Scene* records

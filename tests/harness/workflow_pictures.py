@@ -31,6 +31,11 @@ SCENES = {
     "likeness_scene": ("bear", "yellow", "white", "half", "none", "red", "on the beach", 0),
     "likeness_drawing": ("bear", "white", "pink", "half", "none", "red", "in the forest", 1),
 }
+# toy buildings as CustomNet's miniature knows them, cut out: kind, colours of front, side and roof
+BUILDINGS = {
+    "likeness_house": ("house", "yellow", "green", "red"),
+    "likeness_tower": ("tower", "pink", "white", "orange"),
+}
 DRAWING = "likeness_drawing"
 GARMENT = "likeness_scarf"  # opaque, with a mask of the garment in a file of its own
 TILE, GAP = 256, 8
@@ -95,7 +100,28 @@ def write_inputs(folder: Path) -> list[Path]:
         for stem, picture in files.items():
             out.append(folder / f"{stem}.png")
             picture.save(out[-1], optimize=True)
+    for name in BUILDINGS:
+        out.append(folder / f"{name}.png")
+        image(building(name)).save(out[-1], optimize=True)
     return out
+
+
+def building(name: str) -> Any:
+    """(4, p, p): the toy building from the camera of every reference, the rest transparent. HarnessError for one that
+    training has seen."""
+    load_pack()
+    import torch
+
+    from likeness.models.demo import views, world
+
+    kind, *colours = BUILDINGS[name]
+    row = {"kind": torch.tensor([views.KINDS.index(kind)])} | {
+        part: torch.tensor([world.COLOUR_NAMES.index(colour)]) for part, colour in zip(("front", "side", "roof"), colours,
+                                                                                    strict=True)}
+    if not bool(views.held_out(row)):
+        raise HarnessError(f"{name} is not a held-out building.")
+    on_white, on_black = views.references(row, PIXELS)[0], views.references(row, PIXELS, 0.0)[0]
+    return torch.cat([on_white, 1 - (on_white - on_black).mean(0, keepdim=True)])
 
 
 def as_drawing(picture: Any) -> Any:
@@ -112,7 +138,7 @@ def as_drawing(picture: Any) -> Any:
 
 # -- thumbnails --------------------------------------------------------------------------------------
 def tiles(pictures: list[bytes]) -> list[Any]:
-    """The first three pictures, or the first three parts of a strip."""
+    """The first three pictures, or the first three parts of a strip; of many pictures the ends and the middle."""
     from PIL import Image
 
     found = []
@@ -126,6 +152,8 @@ def tiles(pictures: list[bytes]) -> list[Any]:
         found += [picture.crop((round(k * step), 0, round(k * step) + side, side)) for k in range(3)]
     if len(found) < 3:
         raise HarnessError(f"A thumbnail is made of three pictures, not of {len(found)}.")
+    if len(found) > 4:  # a turn: its ends and its middle
+        found = [found[0], found[len(found) // 2], found[-1]]
     return [picture.resize((TILE, TILE), Image.Resampling.BICUBIC) for picture in found[:3]]
 
 

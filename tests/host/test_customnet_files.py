@@ -1,6 +1,8 @@
 """The authors' file as it is: told by its keys, loaded whole, refused when it is another, saved in half precision."""
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -55,11 +57,17 @@ def test_both_manifests_build_with_nothing_missing_or_unexpected(name, count):
     settings = clip_config(tower)
     assert (settings["num_hidden_layers"], settings["num_attention_heads"], settings["image_size"]) == (24, 16, 224)
     check(comfy.clip_model.CLIPVisionModelProjection(settings, torch.float32, "meta", comfy.ops.manual_cast), tower)
-    text = part(config.TEXT + "transformer.")
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-             "hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
-    encoder = comfy.clip_model.CLIPTextModel(sizes, torch.float32, "meta", comfy.ops.manual_cast)
-    check(encoder, text | {"text_projection.weight": torch.empty(768, 768, device="meta")})
+    text = part(config.TEXT)
+    sizes = customnet.text_sizes(text)
+    assert sizes == {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    rest = {"hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
+    encoder = comfy.clip_model.CLIPTextModel(sizes | rest, torch.float32, "meta", comfy.ops.manual_cast)
+    check(encoder, part(config.TEXT + "transformer.") | {"text_projection.weight": torch.empty(768, 768, device="meta")})
+    with torch.device("meta"):  # the settings of Stable Diffusion's first stage
+        first_stage = comfy.ldm.models.autoencoder.AutoencoderKL(embed_dim=4, ddconfig={
+            "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+            "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0})
+    check(first_stage, part(config.VAE))
 
 
 @pytest.mark.parametrize("ending", (".safetensors", ".pt"))
@@ -119,9 +127,11 @@ def test_lora_reaches_the_text_projections():
     assert torch.equal(cf.run(mute, patched), cf.run(mute))
 
 
-def test_half_precision_copy(tmp_path):
+def test_half_precision_copy(tmp_path, monkeypatch):
+    own = tmp_path / "small.safetensors"
+    shutil.copy(cf.path(), own)
     target = tmp_path / f"small{customnet.HALF_SUFFIX}"
-    assert "saved as" in customnet.save_half(cf.path(), target)
+    assert "saved as" in customnet.save_half(own)
     header = files.read_header(target)
     assert header.metadata["variant"] == "normal"
     assert not any(name.startswith(("betas", "cond_stage_model.model.token")) for name in header.tensors)
@@ -131,8 +141,34 @@ def test_half_precision_copy(tmp_path):
     again, whole = picture_of(customnet.load(target)), picture_of(cf.loaded())
     assert float((again - whole).abs().max()) < 0.05 * float(whole.abs().max())
     before = target.stat().st_mtime_ns
-    assert "already" in customnet.save_half(cf.path(), target)
+    assert "already" in customnet.save_half(own)
     assert target.stat().st_mtime_ns == before
+    # of a half copy under any name no other one is made
+    assert "half precision already" in customnet.save_half(target)
+    other = target.rename(tmp_path / "renamed.safetensors")
+    assert "half precision already" in customnet.save_half(other)
+    monkeypatch.setattr(files, "save", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    assert "cannot be written (Read-only file system)" in customnet.save_half(own)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["renamed.safetensors", "small.safetensors"]
+
+
+def test_a_half_copy_can_be_cancelled(tmp_path, monkeypatch):
+    own = tmp_path / "small.safetensors"
+    shutil.copy(cf.path(), own)
+
+    def stop() -> None:
+        raise InterruptedError
+    monkeypatch.setattr(customnet, "stop_if_asked", stop)
+    with pytest.raises(InterruptedError):
+        customnet.save_half(own)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_a_part_is_read_without_the_others():
+    for parts in ((), ("first_stage_model.",), ("model.diffusion_model.", "cc_projection.")):
+        state, layout = customnet.read(cf.path(), *parts)
+        assert layout.variant == "normal"
+        assert {name for name in state} == {name for name in customnet.read(cf.path())[0] if name.startswith(parts or "")}
 
 
 def test_cores_own_save_node_writes_a_file_that_loads(tmp_path):
@@ -162,9 +198,9 @@ def test_other_files_are_refused(tmp_path):
 
 def test_another_device_gets_weights_of_its_own():
     loaded = cf.loaded()
-    for patcher in (loaded.model, loaded.clip.patcher, loaded.vision.patcher):
+    for patcher in (loaded.model, loaded.clip.patcher, loaded.vision.patcher, loaded.vae.patcher):
         function, arguments = patcher.cached_patcher_init
-        again = function(*arguments)
+        again = function(*arguments, disable_dynamic=True)
         mine, other = patcher.model.state_dict(), again.model.state_dict()
         assert mine.keys() == other.keys()
         assert all(torch.equal(mine[name], other[name]) for name in list(mine)[:20])

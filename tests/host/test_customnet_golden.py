@@ -13,6 +13,7 @@ from likeness.models.common.errors import LikenessError
 from likeness.models.customnet import schedule
 from likeness.models.hosting.customnet import build_unet
 from likeness.models.hosting.customnet_unet import OBJECT_KEY, Carrier, DualAttention, _Scaled, renamed, restored
+from likeness.models.hosting.exact import release_sigmas
 from unit import recipe
 from unit.test_customnet import GOLDEN
 
@@ -130,6 +131,17 @@ def test_block_with_less_text(scale, name):
     torch.testing.assert_close(module(found["x"], found["text_context"], options), found[name], **CLOSE)
 
 
+def test_spatial_transformer():
+    """GroupNorm of 1e-6, 1x1 convolutions in and out, the residual, and the block with both contexts between them."""
+    found = block()
+    weights_ = {key.removeprefix("st_weights."): value for key, value in found.items() if key.startswith("st_weights.")}
+    module = comfy.ldm.modules.attention.SpatialTransformer(32, 8, 4, depth=1, context_dim=48, use_linear=False)
+    module.transformer_blocks[0].attn2 = DualAttention(32, 48, 8, 4)
+    module.load_state_dict(renamed(weights_))
+    options = {OBJECT_KEY: Carrier(found["object_context"])}
+    torch.testing.assert_close(module(found["st_x"], found["text_context"], options), found["st_out"], **CLOSE)
+
+
 def test_several_object_tokens_have_their_own_softmax():
     found = block()
     tokens = found["object_context"].repeat(1, 2, 1) * torch.tensor([1.0, -0.5])[None, :, None]
@@ -191,9 +203,21 @@ def test_options_that_came_in_stay_as_they_were():
 
 
 # -- the release's sampler -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps, evaluations, begin", ((50, 49, 961), (60, 62, 977), (150, 166, 991), (3, 2, 334)))
+def test_the_releases_schedule_begins_at_noise_for_any_count(steps, evaluations, begin):
+    """Steps that do not divide 1000 give a few more; none of them is cut off unless denoise asks for it."""
+    model = cf.loaded().model
+    table = model.get_model_object("model_sampling").sigmas
+    levels = release_sigmas(model, steps, release="CustomNet")
+    assert len(levels) == evaluations + 1 and levels[0] == table[begin]
+    half = release_sigmas(model, 20, 0.5, "CustomNet")
+    assert torch.equal(half, release_sigmas(model, 40, release="CustomNet")[-21:])
+    with pytest.raises(LikenessError, match="at least 3"):
+        release_sigmas(model, 2, release="CustomNet")
+
+
 def test_release_sigmas_with_euler_are_the_release_sampler():
     """DDIM, eta 0, guidance 3, written out in float64 in the authors' variables, on a tiny file."""
-    from likeness.models.hosting.exact import release_sigmas
 
     loaded, done = cf.loaded(), cf.conditioned()
     steps = 10

@@ -12,6 +12,7 @@ from host.support import cfg_guider, comfy, comfy_extras, core, run_guider
 from likeness.models.common.errors import LikenessError
 from likeness.models.customnet.placement import Placement
 from likeness.models.customnet.view import View
+from likeness.models.hosting.customnet_model import CustomNetConfig, MiniatureConfig
 from likeness.models.hosting.view import Strengths
 
 
@@ -275,25 +276,73 @@ def test_nothing_that_came_in_is_changed():
 
 
 @pytest.mark.parametrize("lora, near", ((0.0, 1e-6), (0.05, 1e-3)))
-def test_weights_that_stay_away_give_the_same_picture(lora, near):
-    """As under --novram: every layer fetches its weights for its own call; the host lays LoRAs on in other roundings."""
+def test_weights_that_stay_away_give_the_same_picture(lora, near, monkeypatch):
+    """As under --novram, from prompt to latent: every layer fetches its weights for its own call; the host lays LoRAs on in other
+    roundings."""
     done = cf.conditioned()
-    shown = done.positive[0][1][cf.KEY]
 
-    def call(**load: Any) -> Tensor:
+    def call() -> Tensor:
         model = cf.loaded().model.clone()
         if lora:
             key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
             model.add_patches({key: ("diff", (torch.ones(32, cf.WIDTH),))}, lora)
-        model.load(torch.device("cpu"), **load)
+        guider = cfg_guider(model, done.positive, done.negative, 3.0)
         try:
-            return model.model.apply_model(_noise(4), torch.tensor([3.0]), c_concat=shown.location,
-                                           c_crossattn=done.positive[0][0].float(),
-                                           object_context=model.model._token(shown, 1, "cpu"))
+            return guider.sample(_noise(4), torch.zeros(1, 4, 8, 8), comfy.samplers.ksampler("euler"),
+                                 torch.tensor([8.0, 2.0, 0.0]), disable_pbar=True, seed=0)
         finally:
-            model.unpatch_model(torch.device("cpu"))
-    whole = call(full_load=True)
-    assert float((call(lowvram_model_memory=1) - whole).abs().max()) < near * float(whole.abs().max())
+            comfy.model_management.unload_all_models()
+    whole = call()
+    load, outside = comfy.model_patcher.ModelPatcher.load, []
+
+    def partly(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        load(self, device_to, 1, force_patch_weights, False)
+        outside.append(self.model.model_lowvram)
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", partly)
+    assert float((call() - whole).abs().max()) < near * float(whole.abs().max())
+    assert outside and all(outside)
+
+
+def test_latents_come_to_the_noises_device():
+    """On a card the noise lies there already while the VAE's latents wait on the CPU; meta stands for the card."""
+    for variant in ("normal", "inpaint"):
+        done, model = cf.conditioned(variant), cf.loaded(variant).model.model
+        channels = 4 if variant == "normal" else 8
+        for conditioning in (done.positive, done.negative):
+            shown = conditioning[0][1][cf.KEY]
+            out = model.extra_conds(noise=torch.empty(1, 4, 8, 8, device="meta"), device="meta", **{
+                cf.KEY: shown._replace(embed=None)})
+            assert out["c_concat"].cond.shape == (1, channels, 8, 8) and out["c_concat"].cond.device.type == "meta"
+
+
+def test_one_place_says_which_way_the_public_weights_turn(monkeypatch):
+    """The miniature was trained with this pack's own cameras and does not hang on it."""
+    noise = _noise(3)
+    right, left = (_sample(cf.conditioned(azimuth=(angle,)), noise) for angle in (40.0, -40.0))
+    assert not torch.equal(right, left)
+    monkeypatch.setattr(CustomNetConfig, "azimuth_sign", -1.0)
+    assert torch.equal(_sample(cf.conditioned(azimuth=(40.0,)), noise), left)
+    assert MiniatureConfig.azimuth_sign == 1.0
+
+
+def test_a_small_picture_of_the_reference_is_shrunk_with_care():
+    """Below the reference's size the canvas is the reference's own mean over each pixel; the plain bilinear step would skip."""
+    fine = torch.ones(1, 256, 256, 3)
+    fine[:, 28:228, 28:228] = (torch.arange(200) // 2 % 2).float()[None, None, :, None]  # stripes of two pixels
+    seen = {}
+    for side in (64, 256):
+        taken = []
+
+        class Vae:
+            def encode(self, pixels: Tensor, taken: list = taken) -> Tensor:
+                taken.append(pixels)
+                return torch.zeros(1, 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+        cf.view.condition([], [], cf.loaded().vision, Vae(), fine, View((0.0,), (0.0,), (0.0,)),
+                          Placement(((0.0, 0.0, 1.0, 1.0),)), side, side)
+        seen[side] = taken[0]
+    assert torch.allclose(seen[256], fine, atol=1e-6)
+    inside = seen[64][0, 12:52, 12:52]
+    assert float((inside - 0.5).abs().max()) < 0.1, "grey, not stripes of their own"
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------
@@ -305,6 +354,10 @@ def test_rows_that_do_not_fit():
         _sample(done, torch.cat([_noise(1), _noise(2)]))
     with pytest.raises(LikenessError, match=r"64 x 64, the latent is 96 x 64"):
         _sample(cf.conditioned(), _noise(1, 12, 8))
+    other = cf.conditioned()
+    other.positive[0][1][cf.KEY] = other.positive[0][1][cf.KEY]._replace(location=torch.zeros(1, 16, 8, 8))
+    with pytest.raises(LikenessError, match="VAE of 16 channels, this model wants 4"):
+        _sample(other, _noise(1))
 
 
 def test_backgrounds_that_do_not_fit():
@@ -324,6 +377,12 @@ def test_backgrounds_that_do_not_fit():
 def test_references_that_are_none(picture, word):
     with pytest.raises(LikenessError, match=word):
         cf.conditioned(reference=picture)
+
+
+def test_each_reference_of_a_batch_is_checked():
+    good = cf.reference()
+    with pytest.raises(LikenessError, match="Reference 2 of 3 has no white background"):
+        cf.conditioned(reference=torch.cat([good, torch.full_like(good, 0.5), good]))
 
 
 def test_an_image_tower_of_another_model():

@@ -62,7 +62,7 @@ def test_placement_from_numbers_masks_and_boxes(nodes, checkpoints):
     placement, box, preview = node(nodes, "Placement", *NUMBERS, "whole reference", SQUARE, 256, 128)
     assert box == {"x": 64, "y": 0, "width": 128, "height": 128}
     assert preview.shape == (1, 128, 256, 3)
-    assert placement.boxes == ((0.25, 0.0, 0.5, 1.0),)
+    assert placement.pixels(256, 128) == [(64, 0, 192, 128)]
     mask = torch.zeros(2, 64, 64)
     mask[0, 16:48, 16:48], mask[1, 0:20, 0:20] = 1, 1
     placement, box, preview = node(nodes, "Placement", *NUMBERS, "object", SQUARE, 256, 256, mask)

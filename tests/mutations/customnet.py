@@ -19,6 +19,11 @@ BATCH, STRENGTHS = (host("customnet_rows", name) for name in ("views_in_one_batc
 NOISE = host("customnet_rows", "one_noise_for_all_views")
 HALF, SAVED = (host("customnet_files", name) for name in ("half_precision_copy", "cores_own_save_node_writes_a_file_that_loads"))
 PLACES, VIEWPOINT = (host("nodes_view", name) for name in ("placement_from_numbers_masks_and_boxes", "viewpoint"))
+DEVICE, SIGN, SMALL, REFERENCES = (host("customnet_rows", name) for name in (
+    "latents_come_to_the_noises_device", "one_place_says_which_way_the_public_weights_turn",
+    "a_small_picture_of_the_reference_is_shrunk_with_care", "each_reference_of_a_batch_is_checked"))
+SCHEDULE = host("customnet_golden", "the_releases_schedule_begins_at_noise_for_any_count")
+PART = host("customnet_files", "a_part_is_read_without_the_others")
 
 MUTATIONS = [
     # -- camera, canvas, pixels
@@ -92,4 +97,20 @@ MUTATIONS = [
     Mutation("the null takes the camera too", TRAINING + "customnet.py", "self.projection(embed * keep[:, None], camera)",
              "self.projection(embed * keep[:, None], camera * keep[:, None])", LEARN),
     Mutation("all weights learn at one rate", TRAINING + "loop.py", '= lr * group["rate"]', "= lr", LEARN),
+    # -- after the review
+    Mutation("latents stay where the VAE left them", HOSTING + "customnet_model.py", ".to(noise.device)", "", DEVICE),
+    Mutation("the sign of the public weights is not used", HOSTING + "customnet_model.py", "self.model_config.azimuth_sign",
+             "1.0", SIGN),
+    Mutation("the miniature hangs on the public weights' sign", HOSTING + "customnet_model.py",
+             "azimuth_sign = 1.0  # trained by this pack, with its own cameras", "azimuth_sign = -AZIMUTH_SIGN", SIGN),
+    Mutation("a small canvas skips pixels", HOSTING + "view.py", "small = min(width, height) < CANVAS", "small = False", SMALL),
+    Mutation("references are checked together", HOSTING + "view.py", ".all(-1).float().mean(1)", ".all(-1).float().mean()[None]",
+             REFERENCES),
+    Mutation("square is counted in the frame of the box", CUSTOMNET + "placement.py",
+             "x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height",
+             "x, y, w, h = box[0] * width, box[1] * width, box[2] * width, box[3] * width", UNIT),
+    Mutation("the release's schedule is cut at its noisy end", HOSTING + "exact.py", "levels if denoise >= 1 else", "None or",
+             SCHEDULE),
+    Mutation("half of a half is saved", HOSTING + "customnet.py", 'return "F32" not in network', "return False", HALF),
+    Mutation("a part reads the whole file", HOSTING + "customnet.py", " and name.startswith(parts or \"\")", "", PART),
 ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from likeness.models.common import images
 from likeness.models.common.errors import LikenessError
 from likeness.models.customnet import config, pixels, placement, reference, schedule, view
 from likeness.models.customnet.layers import ObjectToken
@@ -40,7 +41,7 @@ def picture() -> Tensor:
     return checked(rgb, "location reference_uint8").permute(2, 0, 1)[None].float() / 255 * 2 - 1
 
 
-def check_parts(got: Tensor, want: dict[str, Tensor], name: str) -> None:
+def check_parts(got: Tensor, want: dict[str, Tensor], name: str, atol: float = 1e-5) -> None:
     """The stored parts of one golden picture (b, c, h, w): every fourth pixel, whole rows and columns, the mean."""
     found = 0
     for key in (key for key in want if key.startswith(f"{name}_")):
@@ -53,7 +54,7 @@ def check_parts(got: Tensor, want: dict[str, Tensor], name: str) -> None:
             mine = got[..., int(part[3:]), :] if part[:3] == "row" else got[..., int(part[3:])]
         else:
             continue
-        torch.testing.assert_close(mine.to(want[key]), want[key], **CLOSE)
+        torch.testing.assert_close(mine.to(want[key]), want[key], atol=atol, rtol=0)
         found += 1
     assert found >= 4
 
@@ -80,7 +81,8 @@ def test_up_is_up_and_one_number_serves_all_rows():
 
 
 @pytest.mark.parametrize("start, end, count, want", (
-    (-60, 60, 5, [-60, -30, 0, 30, 60]), (0, 360, 4, [0, 90, 180, 270]), (20, 60, 1, [20]), (60, -60, 3, [60, 0, -60])))
+    (-60, 60, 5, [-60, -30, 0, 30, 60]), (0, 360, 4, [0, 90, 180, 270]), (20, 60, 1, [20]), (60, -60, 3, [60, 0, -60]),
+    (-360, 360, 4, [-360, -180, 0, 180]), (5, 5, 2, [5, 5])))
 def test_turntable(start, end, count, want):
     views = view.View(tuple(map(float, want)), (5.0,) * count, (0.1,) * count, True)
     assert view.turntable(start, end, count, 5.0, 0.1, True) == views
@@ -113,6 +115,13 @@ def test_location_canvas():
     before = background.clone()
     check_parts(hole(background, want["boxes_x0y0x1y1"][3]), want, "background_box3_out")
     assert torch.equal(background, before)
+
+
+def test_a_reference_of_another_size_is_squashed_as_pillow_does():
+    """Pillow rounds and clips between its two passes, which reaches 6 of 255 levels in a few pixels of this noise."""
+    odd = checked(byte_stream(3000, (180, 300, 3)), "location odd_size_uint8").float()[None] / 255
+    squashed = images.to_chw(images.resize(odd, 256, 256)) * 2 - 1
+    check_parts(squashed, golden("location", GOLDEN), "odd_size_image_cond", 0.05)
 
 
 def test_what_leaves_the_canvas_is_cropped_as_in_training():
@@ -208,6 +217,9 @@ def test_boxes_of_objects_grow_to_the_reference():
     box = placement.place([(78, 78, 100, 50)], 256, 256, SQUARE, "object")
     assert box.pixels(256, 256) == [(64, 39, 192, 167)]
     assert placement.place([(78, 78, 100, 50)], 256, 256, STRETCHED, "whole reference").pixels(256, 256) == [(78, 78, 178, 128)]
+    # square in the new picture's pixels, whatever frame the box was drawn in
+    tall = placement.place([(128, 192, 256, 384)], 512, 768, SQUARE, "whole reference")
+    assert tall.pixels(512, 768) == [(64, 192, 448, 576)] and tall.pixels(256, 256) == [(64, 64, 192, 192)]
     # square in pixels, not in shares
     assert placement.place([(100, 10, 50, 50)], 512, 128, SQUARE, "whole reference").pixels(512, 128) == [(100, 10, 150, 60)]
 

@@ -46,6 +46,39 @@ def test_load_gives_back_what_was_saved(tmp_path):
         assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
 
 
+def test_a_large_file_is_read_in_portions(tmp_path, monkeypatch):
+    """What was read of a mapped file counts as memory until it is closed: each opening copies about a portion, and no more."""
+    tensors = {f"layer.{k}": torch.full((4, 8), float(k)) for k in range(10)}
+    save(tmp_path / "many.safetensors", tensors, {"who": "me"})
+    read: list[int] = []
+    real = files.safe_open
+
+    class Watched:
+        def __init__(self, *args, **options):
+            self.file = real(*args, **options)
+
+        def __enter__(self):
+            read.append(0)
+            self.inside = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def get_tensor(self, name):
+            tensor = self.inside.get_tensor(name)
+            read[-1] += tensor.nbytes
+            return tensor
+
+    monkeypatch.setattr(files, "safe_open", Watched)
+    monkeypatch.setattr(files, "PORTION", 300)  # of 128 bytes a tensor
+    found, metadata = load(tmp_path / "many.safetensors")
+    assert read == [384, 384, 384, 128] and metadata["who"] == "me"
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    read.clear()
+    assert list(load(tmp_path / "many.safetensors", only=lambda name: name == "layer.3")[0]) == ["layer.3"] and read == [128]
+
+
 def test_header_is_read_without_the_tensors(tmp_path, monkeypatch):
     save(tmp_path / "x.safetensors", TENSORS)
     monkeypatch.setattr(files, "safe_open", None)  # only load may use it

@@ -14,6 +14,7 @@ from workflows.shipped import EVERY, NAMES, OURS, OWN_FILES, blueprints, golden,
 # number and size of the pictures that each one saves
 PICTURES = dict.fromkeys(NAMES, (4, (256, 256, 3))) | {
     "5 Story strip": (1, (256, (4 * 64 + 3 * 2) * 4, 3)), "8 Identity fusion": (1, (256, 5 * 256, 3)),
+    "10 Turntable": (8, (256, 256, 3)),
     "12 Swap a face, keep the scene": (1, (256, (4 * 64 + 3 * 2) * 4, 3)),
     **dict.fromkeys(("7 Change the subject, keep the scene", "9 Identity on a drawing"), (1, (256, (3 * 64 + 2 * 2) * 4, 3)))}
 
@@ -82,11 +83,13 @@ def test_without_the_artists_files_the_demo_leaves_it_out(server, info, path, tm
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "6 Exact inversion"])
 def test_the_reference_counts(server, info, name):
-    """Without the subject (both strengths 0) other pictures come out."""
+    """Without the subject (all strengths 0) other pictures come out."""
     job = light(prompt(name, info))
     off = light(prompt(name, info))
     for key in of_type(off, "Likeness_DualLevelInjector"):
         off[key]["inputs"].update(global_strength=0.0, local_strength=0.0)
+    for key in of_type(off, "Likeness_ViewConditioner"):
+        off[key]["inputs"]["object_strength"] = 0.0
     first, second = (server.run(j) for j in (job, off))
     assert first.ok and second.ok, first.error + second.error
     assert not same(saved(first, job), saved(second, off))

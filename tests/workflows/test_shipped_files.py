@@ -17,6 +17,7 @@ from harness import (
     workflow_parts,
     workflow_pictures,
     workflow_swap,
+    workflow_views,
     workflows,
 )
 from workflows.shipped import (
@@ -46,7 +47,8 @@ def test_the_folder_is_flat_and_complete():
     assert names == {f"{name}.{ending}" for name in recipes for ending in ("json", "jpg")} | {"inputs"}
     assert NAMES == list(build_workflows.RECIPES) and [p.stem for p in OWN_FILES] == list(build_workflows.OWN_FILES)
     assert [p.stem for p in blueprints()] == sorted(
-        [workflow_parts.BLUEPRINT, workflow_inversion.KEEP, workflow_inversion.BACK, workflow_inversion.FUSE])
+        [workflow_parts.BLUEPRINT, workflow_inversion.KEEP, workflow_inversion.BACK, workflow_inversion.FUSE,
+         workflow_views.TURN])
 
 
 @EACH
@@ -71,6 +73,8 @@ def test_reference_pictures():
             assert 0.05 < (np.asarray(picture.getchannel("A")) > 127).mean() < 0.5
     for name in workflow_pictures.CREATURES:
         workflow_pictures.identity(name)  # raises for a look that the training has seen
+    for name in workflow_pictures.BUILDINGS:
+        workflow_pictures.building(name)
 
 
 def test_reference_pictures_are_what_the_table_draws(tmp_path):
@@ -148,8 +152,10 @@ def test_the_note_tells_what_an_artist_asks(path):
     workflow = workflows.load(path)
     notes = workflows.notes(workflow)
     assert len(notes) == 1 and notes[0].startswith("# ")
-    for words in ("## What to change", "## Your own picture", "SD1.5", "SDXL", "Load Checkpoint", "Load Subject Adapter",
-                  "workflows/inputs"):
+    own = ("## Your own picture", "SD1.5", "SDXL", "Load Checkpoint", "Load Subject Adapter")
+    if any(n["type"] == "Likeness_LoadCustomNet" for n in workflow["nodes"]):
+        own = ("## Your own object", "customnet_v1", "models/checkpoints")
+    for words in ("## What to change", "workflows/inputs", *own):
         assert words in notes[0]
     titles = {n.get("title") for n in workflow["nodes"]}
     for title in ("Enlarge the tiny pictures", "White on the subject"):
