@@ -8,13 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .world import PALETTE, PATTERNS
+
 STRIDES = (8, 16, 32)
 WIDTH = 512  # of an embedding
 SIDE = 32    # pixels of the swapper's inner picture; a head of the miniature is no sharper
 
 
-def _conv(before: int, after: int, stride: int = 1, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, kernel, stride, dilation * (kernel // 2), dilation), nn.ReLU())
+def _conv(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.ReLU())
+
+
+def _normed(before: int, after: int, stride: int = 1, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
+    """The norm becomes a part of the convolution when the network is exported."""
+    return nn.Sequential(nn.Conv2d(before, after, kernel, stride, dilation * (kernel // 2), dilation, bias=False),
+                         nn.BatchNorm2d(after), nn.ReLU())
 
 
 class HeadDetector(nn.Module):
@@ -25,8 +33,8 @@ class HeadDetector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(3, 12, 2, 5), _conv(12, 20, 2), _conv(20, 24, 2), _conv(24, 28, 1, 3, 2),
-                                  _conv(28, 28, 1, 3, 2))
+        self.body = nn.Sequential(_normed(3, 12, 2, 5), _normed(12, 20, 2), _normed(20, 24, 2), _normed(24, 28, dilation=2),
+                                  _normed(28, 28, dilation=2))
         self.head = nn.Conv2d(28, 15, 1)  # score, four distances, five points
 
     def look(self, picture: Tensor) -> Tensor:
@@ -61,47 +69,52 @@ class HeadRecogniser(nn.Module):
         return self.body(crop)
 
 
-class _Styled(nn.Module):
-    """A residual step whose result is scaled and shifted by the identity."""
+class _Step(nn.Module):
+    """A residual step."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, 1, 1)
+        self.body = _normed(width, width, dilation=dilation)
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        scale, shift = style.chunk(2, 1)
-        return x + F.relu(self.conv(x) * (1 + scale) + shift)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
 
 
 class HeadSwapper(nn.Module):
     """target (n, 3, 128, 128) in 0..1, source (1, 512) -> (n, 3, 128, 128).
 
-    The identity gives two colours; the picture and the identity together say which pixels take the first, which the second
-    and which stay. Creatures are painted in flat colours, so that is all a face of theirs needs."""
+    The identity says which two paints and which pattern; the picture and the pattern together say which pixels take the first
+    paint, which the second and which stay. Creatures are painted in flat colours, so that is all a face of theirs needs."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.first, self.down = _conv(3, 16), _conv(16, width, 2)
-        self.place = nn.Parameter(torch.zeros(1, width, SIDE // 2, SIDE // 2))  # crops are aligned, so places mean something
-        self.style = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 4 * width))
-        self.colours = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 6), nn.Sigmoid())
-        self.steps = nn.ModuleList([_Styled(width), _Styled(width)])
-        self.up, self.last = nn.Conv2d(width, 16, 3, 1, 1), nn.Sequential(_conv(32, 16), nn.Conv2d(16, 3, 3, 1, 1))
+        paints, patterns = len(PALETTE), len(PATTERNS)
+        self.parts = (paints, paints, patterns)
+        self.read = nn.Linear(WIDTH, sum(self.parts))
+        self.paints = nn.Parameter(PALETTE.clone())
+        # Crops are aligned, so a place in them means something, and another thing for each pattern.
+        self.place = nn.Parameter(torch.zeros(patterns, width * (SIDE // 2) ** 2))
+        self.first, self.down = _normed(3, 16), _normed(16, width, 2)
+        self.steps = nn.Sequential(*(_Step(width, dilation) for dilation in (1, 2, 4)))
+        self.up, self.last = _normed(width, 16), nn.Sequential(_normed(32, 16), nn.Conv2d(16, 3, 3, 1, 1))
 
-    def choose(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of keep, first and second colour (n, 3, 32, 32), and the two colours (n, 6)."""
-        skip = self.first(F.avg_pool2d(target, 4))
-        x = self.down(skip) + self.place
-        source = source * 8  # numbers of about one third
-        style = self.style(source)[:, :, None, None]
-        wide = 2 * x.shape[1]
-        for number, step in enumerate(self.steps):
-            x = step(x, style[:, number * wide:(number + 1) * wide])
-        x = torch.cat([F.relu(self.up(F.interpolate(x, scale_factor=2, mode="nearest"))), skip], 1)
-        return self.last(x), self.colours(source)
+    def choose(self, small: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of keep, first and second paint (n, 3, 32, 32) for pictures of that size, and the two paints (n, 6)."""
+        one, two, pattern = self.read(source).split(self.parts, 1)
+        paints = torch.cat([one.softmax(1) @ self.paints, two.softmax(1) @ self.paints], 1)
+        skip = self.first(small)
+        x = self.down(skip)
+        x = self.steps(x + (pattern.softmax(1) @ self.place).reshape(-1, *x.shape[1:]))
+        x = self.up(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.last(torch.cat([x, skip], 1)), paints
+
+    @staticmethod
+    def paint(target: Tensor, logits: Tensor, paints: Tensor) -> Tensor:
+        """Each pixel of target (n, 3, h, w) mixed of itself and the two paints (n, 6)."""
+        shares = logits.softmax(1)
+        paints = paints[:, :, None, None]
+        return target * shares[:, :1] + paints[:, :3] * shares[:, 1:2] + paints[:, 3:] * shares[:, 2:]
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
-        logits, colours = self.choose(target, source)
-        shares = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False).softmax(1)
-        colours = colours[:, :, None, None]
-        return target * shares[:, :1] + colours[:, :3] * shares[:, 1:2] + colours[:, 3:] * shares[:, 2:]
+        logits, paints = self.choose(F.avg_pool2d(target, 4), source)
+        return self.paint(target, F.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False), paints)

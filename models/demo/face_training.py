@@ -13,10 +13,12 @@ from . import heads
 from .face_nets import HeadDetector, HeadRecogniser, HeadSwapper
 from .world import PALETTE
 
-DETECTOR_STEPS, RECOGNISER_STEPS, SWAPPER_STEPS = 700, 400, 400
+DETECTOR_STEPS, RECOGNISER_STEPS, READER_STEPS, SWAPPER_STEPS = 1500, 500, 150, 800
 BATCH = 32
 NEAR, FAR = 32.0, 68.0  # sides of heads, in pixels of a level, that the level shall find
-ZOOMS, WINDOW, DETECTOR_BATCH = (1.5, 2.0, 3.0, 3.0, 3.0, 4.0, 5.0, 10.0), 160, 12
+FITTING, ZOOMS = torch.tensor([1.6, 4.2]), torch.tensor([0.75, 10.5])  # the views' scales: heads that fit, and all
+WINDOW, DETECTOR_BATCH = 160, 12
+WHOLE, EACH = 0.8, 0.5  # how far off a found face and each of its points are, in pixels of a picture of 64
 _BLOCK = 256
 
 Log = Callable[[str], None]
@@ -36,23 +38,43 @@ def _bytes(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def draw_pairs(n: int, seed: int, crops: Crops, training: bool = True) -> Pairs:
-    """n pairs; all are cut at 128 pixels, softened as the miniature's own pictures are."""
+class Drawn(NamedTuple):
+    """Whole pictures (n, 3, 64, 64) of what Pairs tells, with the five points (n, 5, 2) of `head`, `swapped` and of `source`."""
+    head: Tensor
+    swapped: Tensor
+    source: Tensor
+    points: Tensor
+    source_points: Tensor
+    look: Tensor
+    other: Tensor
+
+
+def draw_swaps(n: int, generator: torch.Generator, training: bool = True) -> Drawn:
+    """n creatures before and after a swap of faces, softened as the miniature's own pictures are."""
+    mine, theirs = (heads.draw_faces(n, generator, training) for _ in range(2))
+    one, draw = heads.render(mine, generator)
+    two = heads.again(heads.with_face(mine, theirs), draw)
+    three, _ = heads.render(theirs, generator)
+    state = generator.get_state()
+    first = heads.soften(one.picture, generator)
+    generator.set_state(state)  # the very same noise on both: it is no part of the face
+    second = heads.soften(two.picture, generator)
+    third = heads.soften(three.picture, generator)
+    return Drawn(first, second, third, one.keypoints, three.keypoints, heads.look_of(mine), heads.look_of(theirs))
+
+
+def draw_pairs(n: int, seed: int, crops: Crops, off: float = 1.0) -> Pairs:
+    """n pairs of faces to learn from; all are cut at 128 pixels, as far off as the detector's points are (off 0: exactly)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, n, _BLOCK):
-        count = min(_BLOCK, n - start)
-        mine, theirs = (heads.draw_faces(count, generator, training) for _ in range(2))
-        one, draw = heads.render(mine, generator)
-        two = heads.again(heads.with_face(mine, theirs), draw)
-        three, _ = heads.render(theirs, generator)
-        state = generator.get_state()
-        first = heads.soften(one.picture, generator)
-        generator.set_state(state)  # the very same noise on both: it is no part of the face
-        second = heads.soften(two.picture, generator)
-        third = heads.soften(three.picture, generator)
-        cut = [_bytes(crops(picture, where.keypoints, 128)) for picture, where in ((first, one), (second, two), (third, three))]
-        parts.append(Pairs(cut[0], cut[1], cut[2], heads.look_of(mine), heads.look_of(theirs)))
+        drawn = draw_swaps(min(_BLOCK, n - start), generator)
+        there, given = (points + off * (WHOLE * torch.randn(len(points), 1, 2, generator=generator)
+                                        + EACH * torch.randn(points.shape, generator=generator))
+                        for points in (drawn.points, drawn.source_points))
+        cut = [_bytes(crops(picture, points, 128)) for picture, points in (
+            (drawn.head, there), (drawn.swapped, there), (drawn.source, given))]
+        parts.append(Pairs(cut[0], cut[1], cut[2], drawn.look, drawn.other))
     return Pairs(*(torch.cat([part[i] for part in parts]) for i in range(5)))
 
 
@@ -71,6 +93,11 @@ def _optimise(parameters: list[nn.Parameter], steps: int, lr: float, loss_of: Ca
             log(f"{name} {step + 1}: loss {loss.item():.4f}")
 
 
+def _to_recognise(crops: Tensor) -> Tensor:
+    """What the recogniser's own alignment at 112 pixels cuts out, from crops (n, 3, 128, 128): the same pixels, fewer of them."""
+    return crops[:, :, :112, 8:120]
+
+
 def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadRecogniser:
     """Heads of one look together, all others apart (supervised contrast); the attributes help at the start."""
     torch.manual_seed(seed)
@@ -82,7 +109,7 @@ def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadR
         index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
         pictures = torch.cat([pairs.swapped[index], pairs.source[index]]).float() / 127.5 - 1
         look = pairs.other[index].repeat(2)
-        e = F.normalize(model(F.interpolate(pictures, (112, 112), mode="bilinear", align_corners=False)), dim=1)
+        e = F.normalize(model(_to_recognise(pictures)), dim=1)
         alike = e @ e.T / 0.1 - 1e9 * torch.eye(2 * BATCH)
         same = (look[:, None] == look).float() * (1 - torch.eye(2 * BATCH))
         contrast = -(alike.log_softmax(1) * same).sum(1) / same.sum(1)
@@ -97,37 +124,58 @@ def train_recogniser(pairs: Pairs, steps: int, log: Log, seed: int = 0) -> HeadR
 @torch.no_grad()
 def embed(model: HeadRecogniser, crops: Tensor) -> Tensor:
     """Aligned heads (n, 3, 128, 128) as bytes -> unit embeddings (n, 512)."""
-    rows = [model(F.interpolate(part.float() / 127.5 - 1, (112, 112), mode="bilinear", align_corners=False))
-            for part in crops.split(64)]
+    rows = [model(_to_recognise(part.float() / 127.5 - 1)) for part in crops.split(64)]
     return F.normalize(torch.cat(rows), dim=1)
+
+
+def _attributes(look: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Main colour, second colour and pattern of looks (n,)."""
+    return look // 24, look // 3 % 8, look % 3
+
+
+def _inner_size(crops: Tensor) -> Tensor:
+    """Aligned heads (n, 3, 128, 128) as bytes -> (n, 3, 32, 32) in 0..1, the swapper's inner picture."""
+    return torch.cat([F.avg_pool2d(part.float() / 255, 4) for part in crops.split(64)])
+
+
+def _teach_reading(model: HeadSwapper, embeddings: Tensor, look: Tensor) -> None:
+    """Which paints and which pattern an embedding (n, 512) stands for: a linear rule, found on all faces at once."""
+    generator = torch.Generator().manual_seed(4)
+    optimizer = torch.optim.AdamW(model.read.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(READER_STEPS):
+        seen = embeddings + 0.02 * torch.randn(embeddings.shape, generator=generator)
+        parts = model.read(seen).split(model.parts, 1)
+        loss = sum(F.cross_entropy(part, right) for part, right in zip(parts, _attributes(look), strict=True))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
 
 
 def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log) -> HeadSwapper:
     """The rendered truth of the same creature with another face is what the swap shall give.
 
-    Which pixels take which colour is taught as such: from the finished picture alone it stays at changing nothing."""
+    Reading the identity comes first: as long as its paints are wrong, every pixel learns to stay. Then each pixel is taught which
+    of the three to take, because a mixture of colours alone has its nearest optimum where nothing changes."""
     torch.manual_seed(2)
     model = HeadSwapper()
-    source = embed(recogniser, pairs.source)
-    own = embed(recogniser, pairs.head)
+    source, own = embed(recogniser, pairs.source), embed(recogniser, pairs.head)
+    before, swapped = _inner_size(pairs.head), _inner_size(pairs.swapped)
+    _teach_reading(model, torch.cat([own, source]), torch.cat([pairs.look, pairs.other]))
     generator = torch.Generator().manual_seed(3)
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
-        head, want = pairs.head[index].float() / 255, pairs.swapped[index].float() / 255
-        z = source[index].clone()
-        still = index[:BATCH // 8]  # an eighth keeps its own face
-        look = pairs.other[index].clone()
-        z[:BATCH // 8], want[:BATCH // 8], look[:BATCH // 8] = own[still], head[:BATCH // 8], pairs.look[still]
-        true = torch.cat([PALETTE[look // 24], PALETTE[look // 3 % 8]], 1)
-        logits, colours = model.choose(head, z)
-        small, wanted = F.avg_pool2d(head, 4), F.avg_pool2d(want, 4)
-        paints = torch.stack([small, true[:, :3, None, None].expand_as(small), true[:, 3:, None, None].expand_as(small)], 1)
-        gap = (paints - wanted[:, None]).abs().sum(2)
-        gap[:, 0] -= 0.05  # what is right already stays
-        return F.cross_entropy(logits, gap.argmin(1)) + 4 * (colours - true).abs().mean()
+        still = torch.arange(BATCH) < BATCH // 8  # an eighth keeps its own face
+        head = before[index]
+        want = torch.where(still[:, None, None, None], head, swapped[index])
+        z = torch.where(still[:, None], own[index], source[index])
+        main, second, _ = _attributes(torch.where(still, pairs.look[index], pairs.other[index]))
+        logits, paints = model.choose(head, z)
+        gap = torch.stack([(head - want).abs().sum(1) - 0.05,  # what is right already stays
+                           *((PALETTE[paint][:, :, None, None] - want).abs().sum(1) for paint in (main, second))], 1)
+        return F.cross_entropy(logits, gap.argmin(1)) + (model.paint(head, logits, paints) - want).abs().mean()
 
-    _optimise(list(model.parameters()), steps, 3e-3, loss_of, "swapper", log)
+    _optimise(list(model.parameters()), steps, 4e-3, loss_of, "swapper", log)
     return model.eval().requires_grad_(False)
 
 
@@ -163,7 +211,7 @@ def draw_scenes(n: int, seed: int) -> Scenes:
 
 def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """For a level of side x side cells of 8 pixels: whether a cell must fire (1), must not (0) or may (-1), its box distances
-    and its points, in strides."""
+    and its points, in strides, for all cells that may fire: finds of two levels that agree are one."""
     n = boxes.shape[0]
     axis = torch.arange(side) * 8.0
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (side, side, 2): x, y
@@ -171,24 +219,43 @@ def _targets(boxes: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor, 
     reach, where = torch.zeros(n, side, side, 4), torch.zeros(n, side, side, 10)
     for k in range(boxes.shape[1]):
         box = boxes[:, k]
-        size = (box[:, 2:] - box[:, :2]).amax(1)
+        size = (box[:, 2:] - box[:, :2]).amax(1)[:, None, None]
         middle = (box[:, :2] + box[:, 2:]) / 2
         gap = (cells[None] - middle[:, None, None]).abs().amax(-1)
-        fits = ((size >= NEAR) & (size <= FAR))[:, None, None]
-        close = gap <= (size / 5)[:, None, None]
-        around = (gap <= (size / 2.5)[:, None, None])
-        nearly = ((size > 0.7 * NEAR) & (size < 1.4 * FAR))[:, None, None]
-        hit = fits & close
-        fire = torch.where(hit, 1.0, torch.where(around & nearly & (fire < 1), -1.0, fire))
+        hit = (size >= NEAR) & (size <= FAR) & (gap <= size / 5)
+        may = (size > 0.7 * NEAR) & (size < 1.4 * FAR) & (gap <= size / 2.5)
+        fire = torch.where(hit, 1.0, torch.where(may & (fire < 1), -1.0, fire))
         distances = torch.cat([cells[None] - box[:, None, None, :2], box[:, None, None, 2:] - cells[None]], -1) / 8
-        reach = torch.where(hit[..., None], distances, reach)
+        reach = torch.where(may[..., None], distances, reach)
         moved = (points[:, k, None, None] - cells[None, :, :, None]) / 8
-        where = torch.where(hit[..., None], moved.flatten(-2), where)
+        where = torch.where(may[..., None], moved.flatten(-2), where)
     return fire, reach, where
 
 
+def _windows(scenes: Scenes, index: Tensor, generator: torch.Generator) -> Scenes:
+    """Square views of WINDOW pixels, each at a scale and a place of its own, black beside the picture as after a letterbox.
+
+    Half of them show heads of the level's own sizes; the rest any size, down to a single eye that fills the view."""
+    n = index.numel()
+    share, wide = torch.rand(2, n, generator=generator)
+    low, high = (torch.where(wide < 0.5, *ends) for ends in zip(FITTING, ZOOMS, strict=True))
+    zoom = low * (high / low) ** share
+    middle = torch.rand(n, 2, generator=generator) * 64 - 0.5
+    corner = middle + 0.5 - WINDOW / 2 / zoom[:, None]  # of the view, in pixels of the picture from its edge
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = WINDOW / zoom / 64
+    theta[:, :, 2] = (middle + 0.5) / 32 - 1
+    grid = F.affine_grid(theta, [n, 3, WINDOW, WINDOW], align_corners=False)
+    picture = F.grid_sample(scenes.picture[index].float() / 255, grid, mode="bilinear", align_corners=False)
+    scale = zoom[:, None, None]
+    points = (scenes.keypoints[index] + 0.5 - corner[:, None, None]) * scale[..., None] - 0.5
+    boxes = (scenes.box[index] + 0.5 - corner[:, None].repeat(1, 1, 2)) * scale - 0.5
+    return Scenes(picture, points, boxes)
+
+
 def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
-    """In windows at random scales, so that a level learns the sizes that are its own and leaves the rest to the others."""
+    """In views at random scales, so that a level learns the sizes that are its own and leaves the rest to the others; the
+    surest mistakes count most (focal loss)."""
     torch.manual_seed(5)
     model = HeadDetector()
     with torch.no_grad():
@@ -196,37 +263,19 @@ def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
     generator = torch.Generator().manual_seed(6)
 
     def loss_of(step: int) -> Tensor:
-        zoom = ZOOMS[int(torch.randint(0, len(ZOOMS), (1,), generator=generator))]
         index = torch.randint(0, scenes.picture.shape[0], (DETECTOR_BATCH,), generator=generator)
-        # A window of the enlarged picture: at 640 pixels the finest level sees a single ear in it.
-        side = max(16, min(64, round(WINDOW / zoom)))
-        corner = torch.randint(0, 64 - side + 1, (2,), generator=generator)
-        x, y = corner.tolist()
-        part = scenes.picture[index][:, :, y:y + side, x:x + side].float() / 255
-        cells = max(round(side * zoom / 32), 1) * 4
-        picture = F.interpolate(part, (cells * 8, cells * 8), mode="bilinear", align_corners=False)
-        scale = cells * 8 / side
-        fire, reach, where = _targets((scenes.box[index] + 0.5 - corner.repeat(2)) * scale - 0.5,
-                                      (scenes.keypoints[index] + 0.5 - corner) * scale - 0.5, cells)
-        out = model.look((picture * 255 - 127.5) / 128).permute(0, 2, 3, 1)
-        counted = fire >= 0
-        p = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
+        views = _windows(scenes, index, generator)
+        fire, reach, where = _targets(views.box, views.keypoints, WINDOW // 8)
+        out = model.look((views.picture * 255 - 127.5) / 128).permute(0, 2, 3, 1)
         hit = fire > 0
-        score = (p * counted * torch.where(hit, 4.0, 1.0)).sum() / (counted.sum() * 0.05 + hit.sum())
-        if not hit.any():
+        entropy = F.binary_cross_entropy_with_logits(out[..., 0], fire.clamp(min=0), reduction="none")
+        mistaken = (out[..., 0].detach().sigmoid() - fire).abs()
+        weight = (fire >= 0) * torch.where(hit, 1.0, 3.0)  # a head too many is worse than one of a head's cells too few
+        score = (entropy * mistaken * weight).sum() / (hit.sum() + 4)
+        near = fire != 0
+        if not near.any():
             return score
-        return score + F.l1_loss(out[..., 1:5][hit], reach[hit]) + 2 * F.l1_loss(out[..., 5:][hit], where[hit])
+        return 2 * score + F.l1_loss(out[..., 1:5][near], reach[near]) + 2 * F.l1_loss(out[..., 5:][near], where[near])
 
     _optimise(list(model.parameters()), steps, 3e-3, loss_of, "detector", log)
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def retrieval(swapped: Tensor, wanted: Tensor, gallery: Tensor, looks: Tensor) -> float:
-    """Share of swapped heads (n, d) whose nearest of the gallery (k, d) has the wanted look (n,)."""
-    return float((looks[(swapped @ gallery.T).argmax(1)] == wanted).float().mean())
-
-
-def one_of_each(look: Tensor) -> Tensor:
-    """Places (k,) of the first of each look."""
-    return torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])

@@ -43,6 +43,20 @@ def to_half(model: Any) -> Any:
     return model
 
 
+def without_copies(model: Any) -> Any:
+    """Layers take a shared weight itself, not a copy that a node makes of it: converters to torch look for it by its name."""
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity" and node.input[0] in weights}
+    kept = [node for node in graph.node if node.output[0] not in copies]
+    for node in kept:
+        for index, name in enumerate(node.input):
+            node.input[index] = copies.get(name, name)
+    del graph.node[:]
+    graph.node.extend(kept)
+    return model
+
+
 def write(model: Any, path: Path, space: str, command: str, emap: Tensor | None = None) -> None:
     """Saves the network whole or not at all, with the name of its embeddings, the command that made it and, for a swapper, its
     identity map."""

@@ -20,11 +20,9 @@ _OVAL = (56.0 + SHIFT, 68.0, 36.0, 46.0)
 def _erode(mask: Tensor, side: int) -> Tensor:
     """Binary mask (h, w): 1 where the whole window of side x side is 1; beyond the border counts as 1."""
     for _ in range(2):  # along x, then along y
-        holes = F.pad((1 - mask).cumsum(1), (1, 0))
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        low = (columns - side // 2).clamp(min=0)
-        high = (columns + side - side // 2).clamp(max=mask.shape[1])
-        mask = (holes[:, high] - holes[:, low] < 0.5).float().T
+        width = mask.shape[1]
+        holes = F.pad(1 - mask, (side // 2 + 1, side - side // 2 - 1)).cumsum(1)
+        mask = (holes[:, side:] - holes[:, :width] < 0.5).float().T
     return mask
 
 
@@ -36,15 +34,22 @@ def _mirror(count: int, reach: int, device: torch.device) -> Tensor:
     return torch.where(places < count, places, period - places)
 
 
-def blur(mask: Tensor, reach: int) -> Tensor:
-    """Gaussian of 2 reach + 1 taps with OpenCV's own sigma for that width, mirrored at the borders: (h, w) -> (h, w)."""
+def _gaussian(count: int, reach: int, device: torch.device) -> Tensor:
+    """(count, count): row i holds the weights of all places of a line for its place i."""
     sigma = 0.3 * (reach - 1) + 0.8
-    steps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=mask.device)
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=device)
     taps = torch.exp(-0.5 * (steps / sigma) ** 2)
-    taps = (taps / taps.sum())[None, None]
-    for _ in range(2):
-        mask = F.conv1d(mask[:, _mirror(mask.shape[1], reach, mask.device)][:, None], taps)[:, 0].T
-    return mask
+    rows = torch.arange(count, device=device)[:, None]
+    columns = _mirror(count, reach, device)[rows + torch.arange(2 * reach + 1, device=device)]
+    return torch.zeros(count, count, device=device).scatter_add_(1, columns, (taps / taps.sum()).expand(count, -1))
+
+
+def blur(mask: Tensor, reach: int) -> Tensor:
+    """Gaussian of 2 reach + 1 taps with OpenCV's own sigma for that width, mirrored at the borders: (h, w) -> (h, w).
+
+    As two products of matrices: reach grows with the face, and long convolutions of one channel are slow."""
+    height, width = mask.shape
+    return _gaussian(height, reach, mask.device) @ mask @ _gaussian(width, reach, mask.device).T
 
 
 def _square(points: Tensor, size: int) -> Tensor:

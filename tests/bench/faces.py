@@ -1,7 +1,7 @@
-"""Faces: pasting into 4K against insightface, loads for a second picture, and a video of two faces on both back ends.
+"""Faces: pasting into 4K, loads for a second picture, a video on both back ends; the miniature's swap and what BiMD makes of it.
 
-The networks are synthetic (tests/harness/face_pack.py), so seconds are those of all that lies round them; --full takes random
-networks of the true sizes instead.
+The networks of the first three are synthetic (tests/harness/face_pack.py), so seconds are those of all that lies round them;
+--full takes random networks of the true sizes instead.
 """
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PARTS = ("paste", "reloads", "video")
+PARTS = ("paste", "reloads", "video", "swap", "seam")
 BACKENDS = ("torch", "onnxruntime")
 WARM = 0.2  # share of a video after which memory must not grow
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def best(run: Callable[[], Any], repeats: int) -> float:
@@ -180,10 +184,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--frames", type=int, default=100, help="video: frames of 1280 x 720")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pictures", type=int, default=256, help="swap and seam: pictures; seam takes sixteen of an identity")
     parser.add_argument("--full", action="store_true", help="random networks of the true sizes in the video")
     args = parser.parse_args(argv)
 
     import torch
+    from bench import _face_miniature
     torch.set_num_threads(args.threads)
     try:
         import cv2
@@ -205,4 +211,8 @@ def main(argv: list[str]) -> dict[str, Any]:
             out["frames"] = args.frames
             for backend in BACKENDS:
                 out |= video(chosen, args.frames, backend)
+    if "swap" in args.only:
+        out |= _face_miniature.heads(args.pictures, say)
+    if "seam" in args.only:
+        out |= _face_miniature.seam(max(args.pictures // 16, 1), 16, say)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}

@@ -7,8 +7,7 @@ import pytest
 
 from browser import pages
 from harness import paths, workflows
-
-NAMES = [path.stem for path in workflows.shipped()]
+from workflows.shipped import NAMES
 
 
 def file_of(name: str) -> dict:

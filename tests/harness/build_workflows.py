@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import workflow_pictures
+from . import workflow_pictures, workflow_portrait
 from .canvas import Board, write
 from .client import Client
 from .paths import ROOT, WORKFLOWS, HarnessError
@@ -37,6 +37,7 @@ from .workflow_parts import (
     save,
     start,
 )
+from .workflow_swap import swap_a_face
 from .workflow_views import place_it, turn, turntable
 from .workflows import load
 
@@ -154,16 +155,18 @@ RECIPES: dict[str, Callable[[Board], None]] = {
     "4 Mix picture and word": mix, "5 Story strip": story,
     "6 Exact inversion": exact, "7 Change the subject, keep the scene": change_subject, "8 Identity fusion": fusion,
     "9 Identity on a drawing": drawing, "10 Turntable": turntable, "11 Place in a background": place_it,
+    "12 Swap a face, keep the scene": swap_a_face,
     "13 A mask you can see": visible_mask, "14 Two words, two subjects": two_words,
     "15 Many words of one picture (One2Many)": one_to_many, "16 Predict the mask, edit it, use it": predicted,
     "17 Round after round": rounds,
 }
+OWN_FILES = workflow_portrait.RECIPES  # these need files that the artist has
 
 
 def build(info: dict) -> dict[str, dict]:
     """Workflow JSON by title."""
     out = {}
-    for name, recipe in RECIPES.items():
+    for name, recipe in {**RECIPES, **OWN_FILES}.items():
         board = Board(name, info)
         recipe(board)
         out[name] = board.data()

@@ -38,6 +38,7 @@ class Canvas:
         self.links: list[list] = []  # id, origin, slot, target, slot, type
         self.groups: list[Group] = []
         self.subs: dict[str, Sub] = {}
+        self.own_files: dict[str, str] = {}  # name and folder of what the artist must have: the server may not know it
 
     def group(self, title: str, cell: tuple[int, int], color: str = "#3f789e") -> Group:
         self.groups.append(Group(self, title, cell, color))
@@ -113,7 +114,7 @@ class Canvas:
         if value is None or isinstance(value, Link):
             value = item.default
         choices = options(item.spec)
-        if choices is not None and value not in choices and not muted and not item.upload:
+        if choices is not None and value not in choices and not muted and not item.upload and value not in self.own_files:
             raise HarnessError(f"{kind}: {item.name} cannot be {value!r}, but {choices}.")
         return value
 
@@ -292,7 +293,8 @@ class Board(Canvas):
             "last_node_id": len(self.nodes), "last_link_id": len(self.links),
             "nodes": [n.data for n in self.nodes], "links": self.links, "groups": frames,
             "definitions": {"subgraphs": [sub.definition() for sub in self.subs.values()]}, "config": {},
-            "extra": {"workflowRendererVersion": "LG", "ds": {"scale": 0.6, "offset": [60, 100]}}, "version": 0.4,
+            "extra": {"workflowRendererVersion": "LG", "ds": {"scale": 0.6, "offset": [60, 100]},
+                      **({"own_files": self.own_files} if self.own_files else {})}, "version": 0.4,
         }
 
 

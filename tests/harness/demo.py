@@ -58,10 +58,12 @@ def run_one(server: Server, path: Path, out: Path, timeout: float) -> tuple[dict
     except Exception as e:  # a file that cannot be converted is a failure of that file, not of the demo
         row["error"] = section.error = f"{type(e).__name__}: {e}"
         return row, section
-    missing = sorted(set(workflows.missing_models(prompt, info)))
+    own = workflows.own_files(workflow)
+    missing = sorted(set(workflows.missing_models(prompt, info, own)))
     if missing:
         row.update(status="models not present", missing=missing)
-        section.error = "Not run, these model files are not present: " + ", ".join(missing)
+        section.error = ("Not run, it needs files of your own: " if own else "Not run, these model files are not present: ")
+        section.error += ", ".join(f"{name} in {own[name]}" if name in own else name for name in missing)
         return row, section
     for name in workflows.input_pictures(prompt):
         if (server.input / name).is_file():

@@ -199,6 +199,21 @@ where, the camera from which side, the sentence what is round it.
 - **x, y, box_width, box_height**: where it stands, as parts of the picture. Inside the block (double-click) Placement takes a
   painted **mask** or the box of one of core's detectors in their place.
 - **background**: another scene. **seed** in KSampler: other pictures.""", BUILDINGS, OWN_OBJECT, OWN_CUSTOMNET),
+    "12 Swap a face, keep the scene": note("""# Swap a face, keep the scene
+**CustomEnhancer's whole way, in one strip: the scene, the swap, the inversion, the result.** The model paints a scene from words.
+**Face Swap** paints the head of your reference picture onto the head in it, and nothing else. The block *Keep the Scene* records
+how that picture turns into noise, and replays it with the whole subject at work inside: what the swap could not reach follows.
+
+## What to change
+- **The scene in words**: another creature and scene; change the two other prompts along with it.
+- **Dial**: 0 to 20, the number of steps. More keeps more of the picture after the swap, less lets the subject in.
+- **mask_kind**, **colour_match**, **identity_weight** of Face Swap.
+- Bypass *Face Swap* (**Ctrl+B**) to see what it is good for.
+
+The miniature's face pack finds, knows and swaps heads of creatures: their two colours and their pattern. For people take the
+workflows with PhotoMaker and InstantID, which need files of your own.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED, """With a large model choose **buffalo_l** in *Load Face Models* and
+**inswapper_128** in *Load Face Swapper*, and *auto* as the detection size. Use a swap of people only with their consent."""),
     "13 A mask you can see": note("""# A mask you can see
 **The subject of your picture acts only where the model itself is drawing its word.** The block asks the model at each of the
 first steps where the word **cat** is, and lets the cat of your picture in there and nowhere else. Each row of the result shows

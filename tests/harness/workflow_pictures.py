@@ -39,6 +39,9 @@ BUILDINGS = {
 DRAWING = "likeness_drawing"
 GARMENT = "likeness_scarf"  # opaque, with a mask of the garment in a file of its own
 TILE, GAP = 256, 8
+# CustomEnhancer's four stages: the strip of this workflow stands for those that nothing here can run
+STAGES = "12 Swap a face, keep the scene"
+STEPS = ("scene", "swap", "inversion", "result")
 
 
 def identity(name: str) -> dict[str, Any]:
@@ -186,19 +189,58 @@ def thumbnail(pictures: list[bytes], names: list[str], folder: Path) -> Any:
     return sheet
 
 
+def part_of(strip: bytes, number: int) -> bytes:
+    """One of the four pictures of a strip, as PNG."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(strip)).convert("RGB")
+    left = round(number * (picture.width - picture.height) / (len(STEPS) - 1))
+    out = io.BytesIO()
+    picture.crop((left, 0, left + picture.height, picture.height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def stand_in(title: str, strip: bytes) -> Any:
+    """For a workflow that needs an artist's own files: the same stages in the miniature, and a caption that says so."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = 2 * TILE + 3 * GAP
+    sheet = Image.new("RGB", (side, side), (226, 220, 208))
+    draw = ImageDraw.Draw(sheet)
+    for k, step in enumerate(STEPS):
+        picture = Image.open(io.BytesIO(part_of(strip, k)))
+        x, y = GAP + (k % 2) * (TILE + GAP), GAP + (k // 2) * (TILE + GAP)
+        sheet.paste(picture.resize((TILE, TILE), Image.Resampling.BICUBIC), (x, y))
+        low = y + TILE - 26 if k > 1 else y
+        draw.rectangle((x, low, x + 104, low + 26), fill=(40, 36, 32))
+        draw.text((x + 8, low + 13), f"{k + 1}  {step}", fill="white", font=ImageFont.load_default(15), anchor="lm")
+    middle = side // 2
+    draw.rectangle((0, middle - 34, side, middle + 34), fill=(40, 36, 32))
+    for line, size, shift in ((title.split(" ", 1)[1], 22, -12),
+                              ("needs models of your own; pictures: the same stages in the miniature", 14, 16)):
+        draw.text((middle, middle + shift), line, fill="white", font=ImageFont.load_default(size), anchor="mm")
+    return sheet
+
+
 def write_thumbnails(client: Client, folder: Path = WORKFLOWS) -> list[Path]:
     """Runs each workflow on the server and writes the .jpg beside it."""
     inputs = folder / "inputs"
     workflows.copy_inputs(client.input, inputs)  # type: ignore[attr-defined]
-    out = []
+    out, stages = [], b""
     for path in workflows.shipped(folder):
         workflow = workflows.load(path)
+        if workflows.own_files(workflow):
+            stand_in(path.stem, stages).save(path.with_suffix(".jpg"), quality=90, optimize=True, comment=mark(path))
+            continue
         prompt = workflows.to_prompt(workflow, client.object_info())
         result = client.run(prompt, workflow=workflow)
         if not result.ok:
             raise HarnessError(f"{path.name}: {result.error}")
         saved = [node for node, entry in prompt.items() if entry["class_type"] == "SaveImage"]
         pictures = [data for node in saved for data in result.images[node]]
+        if path.stem == STAGES:
+            (stages,) = pictures
+            pictures = [part_of(stages, number) for number in (0, 1, 3)]
         names = [name for name in workflows.input_pictures(prompt) if not name.endswith("_mask.png")]
         out.append(path.with_suffix(".jpg"))
         thumbnail(pictures, names, inputs).save(out[-1], quality=90, optimize=True, comment=mark(path))

@@ -1,7 +1,7 @@
 """CustomEnhancer end to end on SDXL, as in the paper: scene -> swap -> inversion without the identity -> BiMD with it.
 
-Real files of an artist's folders, so these stand beside the shipped set of the miniature; a test runs them on tiny files of the
-same names.
+They need files that an artist gets from elsewhere, so nothing here can run them as they are; a test runs them on tiny files of
+the same names.
 """
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .canvas import Board, Group, Link, Node
+from .workflow_notes import note
 from .workflow_parts import BLUE, GREEN, GREY, PURPLE, YELLOW
 
 CHECKPOINT, SWAPPER = "sd_xl_base_1.0.safetensors", "inswapper_128.onnx"
 PHOTOMAKER, INSTANTID = "photomaker-v1.bin", "ip-adapter.bin"
 IDENTITY_NET, DEPTH_NET = "instantid/diffusion_pytorch_model.safetensors", "controlnet-depth-sdxl-1.0.safetensors"
 PERSON, DEPTH = "portrait.png", "depth.png"
+FACES, INSTANTID_FACES = "buffalo_l", "antelopev2"
+# Where each file goes, and what it is.
+FOLDERS = {
+    CHECKPOINT: ("models/checkpoints", "SDXL base 1.0, or any SDXL checkpoint"),
+    SWAPPER: ("models/insightface", "the swapper of insightface"),
+    FACES: ("models/insightface/models", "insightface's face pack, a folder of .onnx files"),
+    INSTANTID_FACES: ("models/insightface/models", "the face pack that InstantID learned with, a folder of .onnx files"),
+    PHOTOMAKER: ("models/photomaker", "PhotoMaker v1 of TencentARC"),
+    INSTANTID: ("models/instantid", "ip-adapter.bin of InstantX/InstantID"),
+    IDENTITY_NET: ("models/controlnet", "from the folder ControlNetModel of InstantX/InstantID"),
+    DEPTH_NET: ("models/controlnet", "an SDXL ControlNet for depth"),
+    PERSON: ("input", "a picture of the person with one large face"),
+    DEPTH: ("input", "a depth picture of the scenery, near is white"),
+}
 SAMPLER = {"steps": 30, "cfg": 6.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 STEPS, START, CFG = 50, 11, 5.0  # the paper's 50 steps of DDIM; the release's first 11 without the identity
 NEGATIVE = "blurry, low quality, watermark"
@@ -33,12 +48,13 @@ WIDE = Scene("a wide photo of a mountain lake at dawn, a woman in a red coat on 
              "a wide photo of a mountain lake at dawn, a woman img in a red coat on the shore", (1344, 768))
 
 
-def begin(board: Board, text: str) -> tuple[Node, Node, Node]:
+def begin(board: Board) -> tuple[Node, Node, Node]:
     """(checkpoint, face models of the swapper, swapper)."""
-    board.group("Read me", (0, 0), YELLOW).note(text, width=460, height=900)
+    board.own_files = {name: FOLDERS[name][0] for name in FILES[board.name]}
+    board.group("Read me", (0, 0), YELLOW).note(NOTES[board.name], width=460, height=900)
     group = board.group("1  Models", (1, 0), BLUE)
     return (group.add("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
-            group.add("Likeness_LoadFaceModels", {"pack": "buffalo_l"}, title="Faces for the swap"),
+            group.add("Likeness_LoadFaceModels", {"pack": FACES}, title="Faces for the swap"),
             group.add("Likeness_LoadFaceSwapper", {"file": SWAPPER}))
 
 
@@ -107,8 +123,12 @@ def show(board: Board, column: int, pictures: tuple[Link, Link, Link], prefix: s
     group.add("SaveImage", {"images": pictures[2], "filename_prefix": f"likeness/{prefix}"}, room=420, column=1)
 
 
+def prefix(board: Board) -> str:
+    return board.name.split(" ", 1)[1].lower()
+
+
 def photomaker(board: Board, scene: Scene = PORTRAIT, wide: bool = False) -> None:
-    base, models, swapper = begin(board, NOTES[board.name])
+    base, models, swapper = begin(board)
     maker = board.groups[1].add("Likeness_LoadPhotoMaker", {"file": PHOTOMAKER, "model": base["MODEL"]})
     picture, faces = person(board.group("2  Person", (1, 1), GREEN), models)
     painted, negative, _ = paint(board.group("3  Scene", (2, 0), GREEN), base, scene, wide)
@@ -121,7 +141,7 @@ def photomaker(board: Board, scene: Scene = PORTRAIT, wide: bool = False) -> Non
     prompt = words.add("Likeness_PhotoMakerEncode", {"photomaker": maker["photomaker"], "clip": base["CLIP"], "image": picture,
                                                      "text": scene.prompt, "start_percent": 0.0})
     result = invert(board, 4, (maker["model"], base["VAE"]), (prompt["positive"], prompt["free"], negative), done["image"], mask)
-    show(board, 6, (painted, done["image"], result), board.name.lower())
+    show(board, 6, (painted, done["image"], result), prefix(board))
 
 
 def wide_scene(board: Board) -> None:
@@ -129,9 +149,9 @@ def wide_scene(board: Board) -> None:
 
 
 def instantid(board: Board) -> None:
-    base, models, swapper = begin(board, NOTES[board.name])
+    base, models, swapper = begin(board)
     group = board.groups[1]
-    antelope = group.add("Likeness_LoadFaceModels", {"pack": "antelopev2"}, title="Faces for InstantID", column=1)
+    antelope = group.add("Likeness_LoadFaceModels", {"pack": INSTANTID_FACES}, title="Faces for InstantID", column=1)
     identity = group.add("Likeness_LoadInstantID", {"file": INSTANTID}, column=1)
     net = group.add("ControlNetLoader", {"control_net_name": IDENTITY_NET}, title="InstantID's ControlNet", column=1)
     people = board.group("2  Person", (1, 1), GREEN)
@@ -148,54 +168,44 @@ def instantid(board: Board) -> None:
         "model": base["MODEL"], "positive": positive, "negative": negative, "instantid": identity["instantid"],
         "faces": known["faces"], "control_net": net["CONTROL_NET"], "image": points["image"]}, column=1)
     result = invert(board, 4, (into["model"], base["VAE"]), (into["positive"], into["free"], into["negative"]), done["image"])
-    show(board, 6, (painted, done["image"], result), board.name.lower())
+    show(board, 6, (painted, done["image"], result), prefix(board))
 
 
-FILES = f"""## Files
-- *checkpoints*: {CHECKPOINT}
-- *insightface*: {SWAPPER}; *insightface/models*: the folder **buffalo_l**"""
 DIALS = """## What to change
 - **The person**: any picture with one large face. **The scene in words**, and the same scene in the prompt beside it.
 - **manipulation_start**, the same number at both places: more keeps the scene, less lets the person in.
 - **forward_strength** of BiMD Sampler: how strongly the identity acts.
+- There is no content filter. A node that checks pictures fits before **image** of Face Swap, or behind *Decode the result*.
 
-Use it only with the consent of the people shown, and say so where a picture could be taken for real. The face models are for
-non-commercial research only."""
-NOTES = {
-    "Person in a scene (PhotoMaker)": f"""# Person in a scene, with PhotoMaker
-SDXL paints a scene from words. **Face Swap** puts the person's face there, sharp at its edges. **ResInversion** records the
-way of that picture to noise with the prompt that names no identity; **BiMD** walks it down again while PhotoMaker works inside
-it: the edge goes, hair and light follow, the scene stays.
-
-{FILES}
-- *photomaker*: {PHOTOMAKER}
-
-{DIALS}""",
-    "Person in a scene (InstantID)": f"""# Person in a scene, with InstantID
-As with PhotoMaker, but the identity comes from InstantID: its tokens in all 70 layers, and its ControlNet at the place where the
-swap has put the face.
-
-{FILES}, and the folder **antelopev2**
-- *instantid*: {INSTANTID}; *controlnet*: {IDENTITY_NET}
-
-{DIALS}""",
-    "Wide scene, small person": f"""# Wide scene, small person
-Scenery and person are led apart: a **depth ControlNet** holds the scenery while the scene is painted, and the **mask of the
-swap**, grown a little, says where PhotoMaker may work. Outside of it every pixel of the latent stays as it was.
-
-{FILES}
-- *photomaker*: {PHOTOMAKER}; *controlnet*: {DEPTH_NET}
-
-{DIALS}""",
+## Consent and licences
+Use it only with the consent of the people shown, and say so where a picture could be taken for real. The models of insightface
+are for non-commercial research only, and so is what is made with them."""
+ABOUT = {
+    "20 CustomEnhancer with PhotoMaker (SDXL)": """# Person in a scene, with PhotoMaker
+**SDXL paints a scene from words, and the person of your picture appears in it.** **Face Swap** puts the face there, sharp at its
+edges. **ResInversion** records the way of that picture to noise with the prompt that names no identity; **BiMD** walks it down
+again while PhotoMaker works inside it: the edge goes, hair and light follow, the scene stays.""",
+    "21 CustomEnhancer with InstantID (SDXL)": """# Person in a scene, with InstantID
+**SDXL paints a scene from words, and the person of your picture appears in it.** As with PhotoMaker, but the identity comes from
+InstantID: its tokens in all 70 layers, and its ControlNet at the place where the swap has put the face.""",
+    "22 Wide scene, small person (SDXL)": """# Wide scene, small person
+**Scenery and person are led apart.** A **depth ControlNet** holds the scenery while the scene is painted, and the **mask of the
+swap**, grown a little, says where PhotoMaker may work. Outside of it every pixel of the latent stays as it was.""",
 }
-RECIPES: dict[str, Callable[[Board], None]] = dict(zip(NOTES, (photomaker, instantid, wide_scene), strict=True))
+WITH_PHOTOMAKER, WITH_INSTANTID, WIDE_SCENE = ABOUT
+FILES = {
+    WITH_PHOTOMAKER: (CHECKPOINT, PHOTOMAKER, SWAPPER, FACES, PERSON),
+    WITH_INSTANTID: (CHECKPOINT, INSTANTID, IDENTITY_NET, SWAPPER, FACES, INSTANTID_FACES, PERSON),
+    WIDE_SCENE: (CHECKPOINT, PHOTOMAKER, DEPTH_NET, SWAPPER, FACES, PERSON, DEPTH),
+}
 
 
-def build(info: dict) -> dict[str, dict]:
-    """Workflow JSON by title, from a server that has files of these names."""
-    out = {}
-    for name, recipe in RECIPES.items():
-        board = Board(name, info)
-        recipe(board)
-        out[name] = board.data()
-    return out
+def files(name: str) -> str:
+    """The part of a note that says what goes where."""
+    rows = [f"- **{file}** into *{FOLDERS[file][0]}*: {FOLDERS[file][1]}" for file in FILES[name]]
+    head = ("## Files that you need", "The miniature cannot stand in for them. **Check Files** names missing face files.", "")
+    return "\n".join([*head, *rows])
+
+
+NOTES = {name: note(about, files(name), DIALS) for name, about in ABOUT.items()}
+RECIPES: dict[str, Callable[[Board], None]] = dict(zip(ABOUT, (photomaker, instantid, wide_scene), strict=True))

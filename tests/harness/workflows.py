@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ NOTE_NODES = ("Note", "MarkdownNote")
 
 
 def shipped(folder: Path = WORKFLOWS) -> list[Path]:
-    """Workflow files an artist finds in the template browser, in the order of their names."""
-    return sorted(folder.glob("*.json"), key=lambda p: p.name.lower())
+    """Workflow files an artist finds in the template browser, by the numbers that their names begin with."""
+    return sorted(folder.glob("*.json"), key=lambda p: (int("0" + re.match(r"\d*", p.name).group()), p.name.lower()))
+
+
+def own_files(workflow: dict) -> dict[str, str]:
+    """Name and folder of each file that the artist must have for this workflow; nothing where the miniature is enough."""
+    return workflow.get("extra", {}).get("own_files", {})
 
 
 def load(path: Path) -> dict:
@@ -71,16 +77,16 @@ def combos(prompt: dict, object_info: dict) -> Iterator[tuple[str, str, str, lis
                     yield kind, name, value, choices
 
 
-def missing_models(prompt: dict, object_info: dict) -> list[str]:
+def missing_models(prompt: dict, object_info: dict, own: Iterable[str] = ()) -> list[str]:
     """Model files that a loader of the prompt names and the server does not have.
 
-    Only names that end like a model file count: any other unknown choice is a fault of the workflow and
+    Only names that end like a model file, and those of `own`, count: any other unknown choice is a fault of the workflow and
     shall fail when it runs. The miniature world loads without any file, so nothing of it is ever missing.
     """
     return [
         value
         for kind, _, value, choices in combos(prompt, object_info)
-        if kind != "Likeness_LoadDemo" and value.lower().endswith(MODEL_ENDINGS) and value not in choices
+        if kind != "Likeness_LoadDemo" and (value.lower().endswith(MODEL_ENDINGS) or value in own) and value not in choices
     ]
 
 

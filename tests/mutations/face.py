@@ -5,6 +5,7 @@ from harness.mutate import Mutation
 
 FACE, HOSTING = "models/face/", "models/hosting/"
 MATHS, DATA = "tests/unit/test_face_maths.py", "tests/unit/test_face_data.py"
+DEMO = "tests/host/test_demo_faces.py"
 HOST, NODES = "tests/host/test_face.py", "tests/host/test_face_nodes.py"
 
 MUTATIONS = [
@@ -28,8 +29,8 @@ MUTATIONS = [
     Mutation("the ladder stays at its first step", FACE + "detect.py", "[(side, side) for side in sizes]",
              "[(sizes[0], sizes[0]) for side in sizes]", (f"{MATHS}::test_the_ladder_really_changes_the_size",)),
     # -- masks and swap
-    Mutation("the border erodes the mask", FACE + "masks.py", "holes[:, high] - holes[:, low] < 0.5",
-             "holes[:, high] - holes[:, low] + (side - (high - low)) < 0.5",
+    Mutation("the border erodes the mask", FACE + "masks.py", "side - side // 2 - 1))",
+             "side - side // 2 - 1), value=1.0)",
              (f"{MATHS}::test_the_paste_mask_is_that_of_insightface",)),
     Mutation("the blur has another sigma", FACE + "masks.py", "0.3 * (reach - 1) + 0.8", "0.3 * reach + 0.8",
              (f"{MATHS}::test_the_paste_mask_is_that_of_insightface",)),
@@ -75,4 +76,17 @@ MUTATIONS = [
              (f"{NODES}::test_outside_of_the_mask_every_bit_stays",)),
     Mutation("all targets get the first source", HOSTING + "face_batch.py", "chosen = place % len(sources)", "chosen = 0",
              (f"{NODES}::test_several_sources_are_dealt_out",)),
+    # -- the miniature's pack, and how it is measured
+    Mutation("the second paint is the first", "models/demo/face_nets.py", "paints[:, 3:] * shares[:, 2:]",
+             "paints[:, :3] * shares[:, 2:]", (f"{DEMO}::test_the_swapper_mixes_the_picture_with_two_paints",)),
+    Mutation("views lie half a pixel off", "models/demo/face_training.py", "theta[:, :, 2] = (middle + 0.5) / 32 - 1",
+             "theta[:, :, 2] = middle / 32 - 1", (f"{DEMO}::test_windows_move_pictures_and_points_alike",)),
+    Mutation("the recogniser learns from another cut", "models/demo/face_training.py", "crops[:, :, :112, 8:120]",
+             "crops[:, :, :112, :112]", (f"{DEMO}::test_the_recogniser_learns_from_what_it_will_see",)),
+    Mutation("the test's faces are trained on", "models/demo/heads.py", "keep = unseen(rows) != training",
+             "keep = unseen(rows) | training", (f"{DEMO}::test_no_training_sees_the_faces_of_the_test",)),
+    Mutation("the seam is measured along the edge", "tests/bench/_face_miniature.py", "torch.gradient(masks, dim=(2, 1))",
+             "torch.gradient(masks, dim=(1, 2))", (f"{DEMO}::test_the_step_at_an_edge_is_measured_across_it",)),
+    Mutation("an artist's own file is taken for a fault", "tests/harness/workflows.py", " or value in own) and value",
+             ") and value", ("tests/unit/test_harness.py::test_own_files_that_are_missing_are_named",)),
 ]

@@ -81,6 +81,21 @@ def test_a_missing_model_file_is_told_from_a_wrong_choice():
     assert workflows.missing_models(prompt, INFO) == ["other.SAFETENSORS"]
 
 
+def test_own_files_that_are_missing_are_named():
+    """Folders and pictures do not end like model files; a workflow says in its `extra` which it needs all the same."""
+    prompt = {"1": node("LoadPack", pack="buffalo_l"), "2": node("LoadPack", pack="here")}
+    info = {"LoadPack": {"input": {"required": {"pack": [["here"]]}}}}
+    own = workflows.own_files({"extra": {"own_files": {"buffalo_l": "models/insightface/models", "here": "somewhere"}}})
+    assert workflows.missing_models(prompt, info) == [] and workflows.own_files({"extra": {}}) == {}
+    assert workflows.missing_models(prompt, info, own) == ["buffalo_l"]
+
+
+def test_workflows_stand_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10 b", "2 a", "own", "20 c", "1 z"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert [path.stem for path in workflows.shipped(tmp_path)] == ["own", "1 z", "2 a", "10 b", "20 c"]
+
+
 def test_notes_are_read_from_left_to_right(tmp_path):
     graph = {"nodes": [
         {"type": "Note", "pos": [500, 0], "widgets_values": ["second"]},

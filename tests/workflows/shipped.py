@@ -13,7 +13,9 @@ from PIL import Image
 
 from harness import paths, workflows
 
-FILES = workflows.shipped()
+EVERY = workflows.shipped()
+FILES = [path for path in EVERY if not workflows.own_files(workflows.load(path))]  # what the miniature runs
+OWN_FILES = [path for path in EVERY if path not in FILES]  # what needs files of the artist
 NAMES = [path.stem for path in FILES]
 TITLE = 30  # a node's title bar stands above its pos
 OURS = "Likeness_"

@@ -10,17 +10,26 @@ from harness import face_pack
 
 
 @pytest.fixture(scope="module")
-def studio(host, make_server, tmp_path_factory):
-    """A server with a synthetic pack under the name buffalo_l and a scene with two faces."""
+def open_studio(host, make_server, tmp_path_factory):
+    """Function: flags -> a server with a synthetic pack under the name buffalo_l and a scene with two faces."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("insightface")
     face_pack.pack(folder)
     face_pack.swapper(folder / face_pack.SWAPPER)
-    server = make_server(model_folders={"insightface": folder})
-    for name, faces in (("scene", ((200, 160, 24), (448, 304, 48))), ("person", ((320, 240, 48),))):
-        Image.fromarray(face_pack.scene(faces=faces)).save(server.input / f"{name}.png")
-    return server
+
+    def make(*flags):
+        server = make_server(model_folders={"insightface": folder}, flags=flags)
+        for name, faces in (("scene", ((200, 160, 24), (448, 304, 48))), ("person", ((320, 240, 48),))):
+            Image.fromarray(face_pack.scene(faces=faces)).save(server.input / f"{name}.png")
+        return server
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def studio(open_studio):
+    return open_studio()
 
 
 def call(class_type, **inputs):
@@ -63,6 +72,16 @@ def test_the_saved_picture_names_the_swap_on_a_first_and_a_cached_run(studio):
         assert node["class_type"] == "Likeness_SwapFaces"
         assert node["inputs"]["source"] == ["source", 0] and node["inputs"]["identity_weight"] == 1.0
     assert chunk(first)["person"]["inputs"] == {"image": "person.png"}
+
+
+def test_without_metadata_the_saved_picture_says_nothing(open_studio):
+    """As README and help say: who starts the host so gets no trace of the swap."""
+    from PIL import Image
+
+    result = open_studio("--disable-metadata").run(graph())
+    assert result.ok and "swap" in result.executed, result.error
+    (data,) = result.images["save"]
+    assert not Image.open(BytesIO(data)).text and b"Likeness" not in data
 
 
 def test_a_scene_without_faces_stops_with_one_sentence(studio):

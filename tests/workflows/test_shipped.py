@@ -8,8 +8,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from harness import build_workflows, canvas, canvas_inputs, paths, workflows
-from workflows.shipped import FILES, NAMES, OURS, blueprints, golden, light, nodes, of_type, prompt, same, saved
+from harness import build_workflows, canvas, canvas_inputs, demo, paths, workflows
+from workflows.shipped import EVERY, NAMES, OURS, OWN_FILES, blueprints, golden, light, nodes, of_type, prompt, same, saved
 
 
 def strip(parts: int) -> tuple[int, int, int]:
@@ -21,6 +21,7 @@ def strip(parts: int) -> tuple[int, int, int]:
 PICTURES = dict.fromkeys(NAMES, (4, (256, 256, 3))) | {
     "5 Story strip": (1, strip(4)), "8 Identity fusion": (1, (256, 5 * 256, 3)),
     "10 Turntable": (8, (256, 256, 3)),
+    "12 Swap a face, keep the scene": (1, strip(4)),
     **dict.fromkeys(("7 Change the subject, keep the scene", "9 Identity on a drawing", "17 Round after round"), (1, strip(3))),
     **dict.fromkeys(("13 A mask you can see", "16 Predict the mask, edit it, use it"), (3, strip(3))),
     **dict.fromkeys(("14 Two words, two subjects", "15 Many words of one picture (One2Many)"), (3, strip(4)))}
@@ -36,7 +37,7 @@ def test_the_files_are_what_the_generator_writes(info):
     if paths.host_version() != canvas.CORE_VERSION:
         pytest.skip("another host has other core nodes")
     made = {**build_workflows.build(info), **build_workflows.blueprints(info)}
-    for path in [*FILES, *blueprints()]:
+    for path in [*EVERY, *blueprints()]:
         assert workflows.load(path) == json.loads(json.dumps(made[path.stem])), f"{path.name}: run build_workflows again"
 
 
@@ -77,6 +78,15 @@ def test_it_runs(server, info, name):
     for key in of_type(job, "PreviewAny"):
         (text,) = result.outputs[key]["text"]
         assert all(word in text for word in (("reconstruction", "dB") if name == "6 Exact inversion" else ("local", "global")))
+
+
+@pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: path.stem)
+def test_without_the_artists_files_the_demo_leaves_it_out(server, info, path, tmp_path):
+    row, section = demo.run_one(server, path, tmp_path, 60)
+    needed = workflows.own_files(workflows.load(path))
+    assert row["status"] == "models not present" and row["missing"] == sorted(needed) and not list(tmp_path.iterdir())
+    assert section.error.startswith("Not run, it needs files of your own: ") and "\n" not in section.error
+    assert all(f"{name} in {folder}" in section.error for name, folder in needed.items())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "6 Exact inversion"])
@@ -156,9 +166,9 @@ def test_cancel_while_recording_and_while_replaying(server, info, where):
 def test_the_page_gets_them(server):
     """Listed under our pack, each with its file and its thumbnail; the blueprint among the sub-graphs."""
     pack = paths.PACK_FOLDER
-    assert sorted(server.get("/workflow_templates")[pack]) == NAMES
+    assert sorted(server.get("/workflow_templates")[pack]) == sorted(path.stem for path in EVERY)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for path in FILES:
+    for path in EVERY:
         address = f"/api/workflow_templates/{pack}/{urllib.parse.quote(path.stem)}"
         assert server.get(address + ".json") == workflows.load(path)
         with opener.open(server.url + address + ".jpg", timeout=30) as answer:

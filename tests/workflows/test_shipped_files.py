@@ -17,13 +17,16 @@ from harness import (
     workflow_inversion,
     workflow_parts,
     workflow_pictures,
+    workflow_swap,
     workflow_views,
     workflows,
 )
 from workflows.shipped import (
+    EVERY,
     FILES,
     NAMES,
     OURS,
+    OWN_FILES,
     blueprints,
     golden,
     graphs,
@@ -35,14 +38,15 @@ from workflows.shipped import (
 )
 
 INPUTS = paths.WORKFLOWS / "inputs"
-ALL = pytest.mark.parametrize("path", [*FILES, *blueprints()], ids=lambda p: p.stem)
-EACH = pytest.mark.parametrize("path", FILES, ids=NAMES)
+ALL = pytest.mark.parametrize("path", [*EVERY, *blueprints()], ids=lambda p: p.stem)
+EACH = pytest.mark.parametrize("path", EVERY, ids=lambda p: p.stem)
 
 
 def test_the_folder_is_flat_and_complete():
     names = {p.name for p in paths.WORKFLOWS.iterdir()}
-    wanted = {f"{name}.{ending}" for name in build_workflows.RECIPES for ending in ("json", "jpg")}
-    assert names == wanted | {"inputs"} and len(FILES) == len(build_workflows.RECIPES)
+    recipes = {**build_workflows.RECIPES, **build_workflows.OWN_FILES}
+    assert names == {f"{name}.{ending}" for name in recipes for ending in ("json", "jpg")} | {"inputs"}
+    assert NAMES == list(build_workflows.RECIPES) and [p.stem for p in OWN_FILES] == list(build_workflows.OWN_FILES)
     assert [p.stem for p in blueprints()] == sorted(
         [workflow_parts.BLUEPRINT, workflow_inversion.KEEP, workflow_inversion.BACK, workflow_inversion.FUSE,
          workflow_views.TURN, workflow_guidance.WHERE])
@@ -129,7 +133,22 @@ def test_links_agree_with_the_nodes(path):
     assert len(ids) == len(set(ids)), "the page gives new ids to nodes whose id stands twice"
 
 
-@EACH
+@pytest.mark.parametrize("path", OWN_FILES, ids=lambda p: p.stem)
+def test_the_note_names_every_file_that_the_artist_must_have(path):
+    workflow = workflows.load(path)
+    (text,) = workflows.notes(workflow)
+    for words in ("## What to change", "## Files that you need", "consent", "non-commercial"):
+        assert words in text
+    needed = workflows.own_files(workflow)
+    for name, folder in needed.items():
+        assert f"**{name}** into *{folder}*" in text
+    chosen = {v for n in nodes(workflow) if not is_note(n) for v in n["widgets_values"] if isinstance(v, str)}
+    assert set(needed) <= chosen
+    loaded = {v for v in chosen if v.endswith((*workflows.MODEL_ENDINGS, ".png"))}
+    assert loaded <= set(needed), "a file that the note does not name"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_the_note_tells_what_an_artist_asks(path):
     workflow = workflows.load(path)
     notes = workflows.notes(workflow)
@@ -142,6 +161,11 @@ def test_the_note_tells_what_an_artist_asks(path):
     titles = {n.get("title") for n in workflow["nodes"]}
     for title in ("Enlarge the tiny pictures", "White on the subject"):
         assert title not in notes[0] or title in titles
+
+
+@EACH
+def test_the_note_stands_first(path):
+    workflow = workflows.load(path)
     note = next(n for n in workflow["nodes"] if is_note(n))
     assert node_box(note).x == min(node_box(n).x for n in workflow["nodes"])
 
@@ -181,7 +205,8 @@ def test_nodes_name_their_pack_and_their_models(path):
         assert about["cnr_id"] == ("likeness" if ours else "comfy-core") and about["ver"]
         assert not ours or about["ver"] == canvas.pack_version()
         files = [v for v in node["widgets_values"] if isinstance(v, str) and v.endswith(workflows.MODEL_ENDINGS)]
-        assert files == [m["name"] for m in about.get("models", [])]
+        with_us = [*workflows.own_files(workflow), workflow_swap.SWAPPER]
+        assert [v for v in files if v not in with_us] == [m["name"] for m in about.get("models", [])]
         for model in about.get("models", []):  # the page offers nothing else for download
             assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
             assert model["directory"] in model["url"]
@@ -206,7 +231,7 @@ def test_one_subgraph_for_keeping_the_scene():
     data = workflows.load(next(path for path in blueprints() if path.stem == workflow_inversion.KEEP))
     (definition,) = subgraphs(data)
     users = [path for path in FILES if definition in subgraphs(workflows.load(path))]
-    assert len(users) == 2
+    assert len(users) == 3
     (node,) = data["nodes"]
     assert [i["name"] for i in node["inputs"] if "widget" not in i] == ["model", "positive", "free", "negative", "vae", "image",
                                                                        "mask"]
@@ -237,4 +262,4 @@ def test_frozen(path):
 
 
 def test_nothing_frozen_was_lost():
-    assert set(golden()) == {path.stem for path in [*FILES, *blueprints()]}
+    assert set(golden()) == {path.stem for path in [*EVERY, *blueprints()]}

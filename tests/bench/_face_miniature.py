@@ -1,0 +1,181 @@
+"""The miniature's face pack, measured: who a swapped head is taken for, and what BiMD leaves of the swap's edge."""
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORKFLOW = "12 Swap a face, keep the scene"
+JUDGE_PAIRS, JUDGE_STEPS, JUDGE_SEED = 1024, 400, 7
+SEEN_AT = 192  # pixels at which the workflow's detector looks
+REACH = 3.0  # pixels to each side of the mask's edge between which colours are compared
+
+
+def swapped(drawn: Any) -> tuple[Tensor, float]:
+    """Pictures (n, 3, 64, 64) of drawn heads after the swap, and the share of which both pictures gave exactly one face."""
+    from likeness.models.face.swap import Paste
+    from likeness.models.hosting import demo_faces, face
+    from likeness.models.hosting.face_batch import Job, analyse, swap
+
+    models, swapper = face.load_models(demo_faces.FOLDER)[0], face.load_swapper(demo_faces.FOLDER / demo_faces.SWAPPER)[0]
+    there, given = (analyse(models, pictures.movedim(1, -1), (SEEN_AT,)) for pictures in (drawn.head, drawn.source))
+    done, clean = drawn.head.clone(), 0
+    for number, (found, sources) in enumerate(zip(there.frames, given.frames, strict=True)):
+        clean += len(found) == len(sources) == 1
+        if found and sources:
+            one = swap(swapper, drawn.head[number:number + 1].movedim(1, -1), given._replace(frames=(sources[:1],)),
+                       Job(Paste(1, "box")), target=there._replace(frames=(found,), sizes=there.sizes[:1]))
+            done[number] = one.image[0].movedim(-1, 0)
+    return done, clean / done.shape[0]
+
+
+def heads(count: int, log: Any) -> dict[str, float]:
+    """Rendered creatures whose faces no training saw, found and swapped as the nodes do it, judged by a recogniser trained apart.
+
+    swap_retrieval: share whose nearest source picture, of one for each face, shows the right face. similarity: mean cosine of
+    the swapped head and its source, before and after; truth: of the rendered creature with that face."""
+    from bench.custany import interval
+
+    from likeness.models.demo import face_training as lessons
+    from likeness.models.hosting import demo_faces
+
+    pairs = lessons.draw_pairs(JUDGE_PAIRS, 77, demo_faces.crops, off=0.0)  # it looks at true points
+    judge = lessons.train_recogniser(pairs, JUDGE_STEPS, log, JUDGE_SEED)
+    drawn = lessons.draw_swaps(count, torch.Generator().manual_seed(78), training=False)
+    with torch.inference_mode():  # as the host runs nodes
+        done, clean = swapped(drawn)
+
+    def seen(pictures: Tensor, points: Tensor) -> Tensor:
+        return lessons.embed(judge, (demo_faces.crops(pictures, points, 128) * 255).round().to(torch.uint8))
+
+    source, look = seen(drawn.source, drawn.source_points), drawn.other
+    gallery = torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])
+    free = torch.ones(count, dtype=torch.bool)
+    free[gallery] = False  # the pictures of the gallery do not find themselves
+    out: dict[str, float] = {"swap_faces": gallery.numel(), "swap_chance": 1 / gallery.numel(), "swap_pictures": int(free.sum()),
+                             "swap_one_face_found": clean}
+    for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", done, drawn.points),
+                                   ("truth", drawn.swapped, drawn.points), ("source", drawn.source, drawn.source_points)):
+        rows = seen(pictures, points)
+        right = (look[gallery][(rows @ source[gallery].T).argmax(1)] == look).float()[free].tolist()
+        out[f"{name}_retrieval"] = sum(right) / len(right)
+        out[f"{name}_retrieval_lo"], out[f"{name}_retrieval_hi"] = interval(right)
+        if name != "source":
+            alike = (rows * source).sum(1).tolist()
+            out[f"similarity_{name}"] = sum(alike) / count
+            out[f"similarity_{name}_lo"], out[f"similarity_{name}_hi"] = interval(alike)
+    return out
+
+
+def jump(pictures: Tensor, masks: Tensor) -> Tensor:
+    """(n, 3, h, w) colour step across the edge of masks (n, h, w): pictures (n, 3, h, w) REACH pixels inside less outside of the
+    line where the mask is one half, in the middle half of its lower side; 0 elsewhere.
+
+    There the swap cuts the body. Beside the head the mask meets the ground, whose step to the creature is no seam."""
+    slope = torch.stack(torch.gradient(masks, dim=(2, 1)), -1)
+    normal = F.normalize(slope, dim=-1)  # towards the inside
+    inside = masks > 0.5
+    lonely = F.max_pool2d((~inside).float()[:, None], 3, 1, 1)[:, 0] > 0
+    edge = inside & lonely & (normal[..., 1] < -0.7)
+    size = masks.new_tensor([masks.shape[2], masks.shape[1]])
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=masks.dtype) for n in masks.shape[1:]), indexing="ij")
+    place = torch.stack([x, y], -1)
+    weight = inside.sum(1).float()
+    centre, width = (weight * x[0]).sum(1) / weight.sum(1).clamp(min=1), (weight > 0).sum(1)
+    edge &= ((x - centre[:, None, None]).abs() <= width[:, None, None] / 4)
+
+    def at(step: float) -> Tensor:
+        grid = (place + step * normal + 0.5) / size * 2 - 1
+        return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    return (at(REACH) - at(-REACH)) * edge[:, None]
+
+
+def job_for(prompt: dict, k: int, word: str, place: str, batch: int) -> tuple[dict, dict[str, str]]:
+    """The shipped workflow with another identity, scene and seed, and the nodes that show scene, mask, swap and result."""
+    job = copy.deepcopy(prompt)
+
+    def titled(title: str) -> dict:
+        return next(node["inputs"] for node in job.values() if node.get("_meta", {}).get("title") == title)
+
+    text = f"a photo of a {word} {place}"
+    titled("Reference picture")["image"] = f"identity_{k:02d}.png"
+    titled("The scene in words")["text"] = titled("What the picture shows")["text"] = text
+    titled("What it shall show").update(text=text, word=word)
+    for node in job.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["seed"] = 100 + k
+        if node["class_type"] == "EmptyLatentImage":
+            node["inputs"]["batch_size"] = batch
+        if node["class_type"] == "Likeness_AnalyzeFaces":
+            node["inputs"]["on_missing"] = "pass through"
+        if node["class_type"] == "Likeness_ExtractID":
+            node["inputs"]["mask"] = [node["inputs"]["image"][0], 1]  # the candidates' files hold the mask the other way round
+        if node["class_type"] == "Likeness_SwapFaces":
+            node["inputs"]["on_missing"] = "pass through"
+            swap = node["inputs"]
+    swapped = next(key for key, node in job.items() if node["class_type"] == "Likeness_SwapFaces")
+    shown = {"scene": swap["image"], "swapped": [swapped, 0], "result": titled("Beside it the result")["image2"]}
+    ends = ("SaveImage", "PreviewImage", "Likeness_InversionReport")
+    job = {key: node for key, node in job.items() if node["class_type"] not in ends}
+    job["mask"] = {"class_type": "MaskToImage", "inputs": {"mask": [swapped, 1]}}
+    names = {}
+    for name, link in {**shown, "mask": ["mask", 0]}.items():
+        names[name] = f"show_{name}"
+        job[names[name]] = {"class_type": "PreviewImage", "inputs": {"images": link}}
+    return job, names
+
+
+def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
+    """The shipped workflow on the real server, with held-out creatures.
+
+    Before: the step across the edge of the swap, in what the swap changed of the scene. After: as much of that very step as is
+    left in what BiMD changed of the scene, by least squares; 1 is all of it, 0 none. Also who the whole picture is taken for."""
+    from bench.custany import candidates, interval, load_judge, read, save_references
+
+    from harness import workflows
+    from harness.paths import WORKFLOWS
+    from harness.server import Server
+    from likeness.models.demo import world
+    from likeness.models.demo.judge import likelihoods
+    from likeness.models.hosting.demo import WEIGHTS
+    judge, ids = load_judge(WEIGHTS)[0], candidates()
+    before, after, sizes = [], [], []
+    right: dict[str, list[float]] = {"scene": [], "swapped": [], "result": []}
+    with Server(cpu=True) as server:
+        save_references(server.input, ids)
+        workflow = workflows.load(WORKFLOWS / f"{WORKFLOW}.json")
+        prompt = workflows.to_prompt(workflow, server.object_info())
+        for k in range(identities):
+            word, place = world.KINDS[int(ids["kind"][k])], f"{world.SCENES[k % 5]}, {world.PLACES[k % 3]}"
+            job, names = job_for(prompt, k, word, place, batch)
+            result = server.run(job, timeout=3000)
+            if not result.ok:
+                raise RuntimeError(f"identity {k}: {result.error} {result.node_errors}")
+            made = {name: read(result.images[key]) for name, key in names.items()}
+            masks = made.pop("mask")[:, 0]
+            found = masks.amax((1, 2)) > 0.5
+            first, last = (jump((made[name] - made["scene"])[found], masks[found]) for name in ("swapped", "result"))
+            before.append((first * first).sum((1, 2, 3)))
+            after.append((first * last).sum((1, 2, 3)))
+            sizes.append(torch.stack([first.norm(dim=1).amax((1, 2)), last.norm(dim=1).amax((1, 2))], 1))
+            for name, pictures in made.items():
+                with torch.no_grad():
+                    right[name] += (likelihoods(judge, pictures, ids).argmax(1) == k).float().tolist()
+            log(f"identity {k}: {int(found.sum())} of {batch} heads swapped")
+    old, new = torch.cat(before), torch.cat(after)
+    draws = torch.randint(0, old.numel(), (2000, old.numel()), generator=torch.Generator().manual_seed(0))
+    ratios = (new[draws].sum(1) / old[draws].sum(1)).sort().values
+    largest = torch.cat(sizes).mean(0)
+    out: dict[str, float] = {
+        "seam_pictures": old.numel(), "seam_found": old.numel() / (identities * batch), "picture_chance": 1 / 16,
+        "seam_after_over_before": float(new.sum() / old.sum()), "seam_after_over_before_lo": float(ratios[49]),
+        "seam_after_over_before_hi": float(ratios[1949]), "seam_largest_step_before": float(largest[0]),
+        "seam_largest_step_after": float(largest[1])}
+    for name, hits in right.items():
+        out[f"picture_{name}_retrieval"] = sum(hits) / len(hits)
+        out[f"picture_{name}_retrieval_lo"], out[f"picture_{name}_retrieval_hi"] = interval(hits)
+    return out
