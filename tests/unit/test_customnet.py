@@ -41,8 +41,9 @@ def picture() -> Tensor:
     return checked(rgb, "location reference_uint8").permute(2, 0, 1)[None].float() / 255 * 2 - 1
 
 
-def check_parts(got: Tensor, want: dict[str, Tensor], name: str, atol: float = 1e-5) -> None:
-    """The stored parts of one golden picture (b, c, h, w): every fourth pixel, whole rows and columns, the mean."""
+def check_parts(got: Tensor, want: dict[str, Tensor], name: str, atol: float = 1e-5, others: float = 0.0) -> None:
+    """The stored parts of one golden picture (b, c, h, w): every fourth pixel, whole rows and columns, the mean; others: share of
+    the numbers that may be further off than atol."""
     found = 0
     for key in (key for key in want if key.startswith(f"{name}_")):
         part = key[len(name) + 1:]
@@ -54,7 +55,7 @@ def check_parts(got: Tensor, want: dict[str, Tensor], name: str, atol: float = 1
             mine = got[..., int(part[3:]), :] if part[:3] == "row" else got[..., int(part[3:])]
         else:
             continue
-        torch.testing.assert_close(mine.to(want[key]), want[key], atol=atol, rtol=0)
+        assert mine.shape == want[key].shape and float(((mine - want[key]).abs() > atol).double().mean()) <= others, key
         found += 1
     assert found >= 4
 
@@ -118,10 +119,11 @@ def test_location_canvas():
 
 
 def test_a_reference_of_another_size_is_squashed_as_pillow_does():
-    """Pillow rounds and clips between its two passes, which reaches 6 of 255 levels in a few pixels of this noise."""
+    """Its golden numbers allow 2 of 255 levels; Pillow also rounds and clips between its two passes, which shows in a few pixels of
+    this noise."""
     odd = checked(byte_stream(3000, (180, 300, 3)), "location odd_size_uint8").float()[None] / 255
     squashed = images.to_chw(images.resize(odd, 256, 256)) * 2 - 1
-    check_parts(squashed, golden("location", GOLDEN), "odd_size_image_cond", 0.05)
+    check_parts(squashed, golden("location", GOLDEN), "odd_size_image_cond", 4 / 255, 0.01)
 
 
 def test_what_leaves_the_canvas_is_cropped_as_in_training():
