@@ -119,8 +119,8 @@ def test_location_canvas():
 
 
 def test_a_reference_of_another_size_is_squashed_as_pillow_does():
-    """Its golden numbers allow 2 of 255 levels; Pillow also rounds and clips between its two passes, which shows in a few pixels of
-    this noise."""
+    """Its golden numbers allow 2 of 255 levels; Pillow also rounds and clips between its two passes, which shows in a few pixels
+    of this noise."""
     odd = checked(byte_stream(3000, (180, 300, 3)), "location odd_size_uint8").float()[None] / 255
     squashed = images.to_chw(images.resize(odd, 256, 256)) * 2 - 1
     check_parts(squashed, golden("location", GOLDEN), "odd_size_image_cond", 4 / 255, 0.01)
