@@ -35,7 +35,11 @@ def register() -> None:
 
 
 def _names(folder: str) -> list[str]:
-    names = folder_paths.get_filename_list(folder)
+    try:
+        names = folder_paths.get_filename_list(folder)
+    except FileNotFoundError:  # the host trips over a folder that was deleted since it looked, and the node would be gone
+        folder_paths.filename_list_cache.pop(folder, None)
+        names = folder_paths.get_filename_list(folder)
     return [name for name in names if folder != FOLDER or Path(name).parts[0] not in (SUBJECTS, INVERSIONS, FACES)]
 
 

@@ -127,6 +127,16 @@ def test_no_model_files(nodes, folders):
     assert "not in" in nodes["Likeness_LoadAdapter"].validate_inputs("gone.safetensors")
 
 
+def test_a_folder_that_was_deleted_takes_no_node_away(nodes, filled):
+    """The host remembers a folder's time and trips over it when it is gone."""
+    from likeness.nodes import _paths
+    for _ in range(2):  # the second time from the host's memory
+        assert "any name.safetensors" in _paths.adapter_files()
+    shutil.rmtree(filled.likeness)
+    assert _paths.adapter_files() == [_paths.NO_FILE]
+    filled.likeness.mkdir()
+
+
 def test_files_that_are_no_adapters(nodes, mini, filled):
     folder = filled.likeness
     whole = (mini.folder / mini_module.ADAPTER).read_bytes()

@@ -24,6 +24,7 @@ LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_n
 UNIT_MASKS = ("tests/unit/test_masks.py",)
 FUZZ = tuple(f"{HOST}fuzz.py::test_{name}" for name in ("metadata_of_adapters", "saved_subjects", "masks"))
 KILLED = (f"{HOST}killed.py",)
+FOLDERS = (f"{HOST}nodes_subject.py::test_a_folder_that_was_deleted_takes_no_node_away",)
 PACKED = ("tests/unit/test_packed.py",)
 WRITES = ("tests/unit/test_evidence.py::test_a_base_of_either_world_is_labelled_when_it_is_one",)
 PORTIONS = ("tests/unit/test_files.py::test_a_large_file_is_read_in_portions",)
@@ -164,5 +165,6 @@ MUTATIONS = [
              ".to(torch.int8)", PACKED),
     Mutation("the first stage is packed, too", "models/demo/packed.py", ' or name.startswith("first_stage.")', "", PACKED),
     Mutation("the recipe writes an unpacked base", "models/demo/recipe.py", "packed.pack(half(state))", "half(state)", WRITES),
+    Mutation("a deleted folder takes the node away", "nodes/_paths.py", "except FileNotFoundError:", "except KeyError:", FOLDERS),
     Mutation("a file stays open for all its tensors", COMMON + "files.py", "if bits >= 8 * PORTION:", "if False:", PORTIONS),
 ]
