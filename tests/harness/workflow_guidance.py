@@ -14,6 +14,7 @@ from .workflow_parts import (
     cut_out_picture,
     extract,
     inject,
+    picture_and_words,
     save,
     start,
 )
@@ -30,14 +31,7 @@ def subject_where_its_word_is(info: dict) -> Sub:
     """The method as one block: a picture and a prompt in, a guided model and prompts for any sampler out."""
     sub = Sub(WHERE, info, "Keeps the subject of a reference picture, and lets it act only where the model itself is drawing its "
               "word: looks at the picture, finds the word, makes the mask while sampling (RealCustom++).")
-    model, clip = sub.input("model", "MODEL"), sub.input("clip", "CLIP")
-    adapter, encoders = sub.input("adapter", "LIKENESS_ADAPTER"), sub.input("encoders", "LIKENESS_ENCODERS")
-    image, mask = sub.input("image", "IMAGE"), sub.input("mask", "MASK", required=False)
-    seen = sub.group("The subject", (0, 0), GREEN).add(
-        "Likeness_ExtractID", {"adapter": adapter, "encoders": encoders, "image": image, "mask": mask}, room=230)
-    words = sub.group("The words", (0, 1), PURPLE)
-    prompt = words.add("Likeness_EncodePrompt", {"clip": clip, "text": "a photo of a cat on the beach", "word": "cat"})
-    empty = words.add("CLIPTextEncode", {"clip": clip, "text": ""}, title="Negative prompt")
+    model, seen, prompt, empty = picture_and_words(sub, "a photo of a cat on the beach", "cat")
     guide = guided(sub.group("Where", (1, 0), GREY), prompt["word"])
     into = inject(sub.group("Into the model", (2, 0), BLUE), model, prompt["conditioning"], empty["CONDITIONING"],
                   seen["subject"], prompt["word"], guidance=guide)

@@ -77,10 +77,8 @@ def extract(group: Group, world: Node, image: Link, mask: Link, title: str = "",
 
 
 # -- sub-graphs --------------------------------------------------------------------------------------
-def keep_a_subject(info: dict, text: str = "a photo of a cat in the snow", word: str = "cat") -> Sub:
-    """The method as one block: a picture and a prompt in, a model and prompts for any sampler out."""
-    sub = Sub(BLUEPRINT, info, "Keeps the subject of a reference picture in new pictures: looks at the picture, "
-              "finds the subject's word in the prompt and brings the subject into both prompt and model (CustAny).")
+def picture_and_words(sub: Sub, text: str, word: str) -> tuple[Link, Node, Node, Node]:
+    """How a subject's block begins: (model, ID Extractor, Subject Prompt, negative prompt)."""
     model, clip = sub.input("model", "MODEL"), sub.input("clip", "CLIP")
     adapter, encoders = sub.input("adapter", "LIKENESS_ADAPTER"), sub.input("encoders", "LIKENESS_ENCODERS")
     image, mask = sub.input("image", "IMAGE"), sub.input("mask", "MASK", required=False)
@@ -89,6 +87,14 @@ def keep_a_subject(info: dict, text: str = "a photo of a cat in the snow", word:
     words = sub.group("The words", (0, 1), PURPLE)
     prompt = words.add("Likeness_EncodePrompt", {"clip": clip, "text": text, "word": word})
     empty = words.add("CLIPTextEncode", {"clip": clip, "text": ""}, title="Negative prompt")
+    return model, seen, prompt, empty
+
+
+def keep_a_subject(info: dict, text: str = "a photo of a cat in the snow", word: str = "cat") -> Sub:
+    """The method as one block: a picture and a prompt in, a model and prompts for any sampler out."""
+    sub = Sub(BLUEPRINT, info, "Keeps the subject of a reference picture in new pictures: looks at the picture, "
+              "finds the subject's word in the prompt and brings the subject into both prompt and model (CustAny).")
+    model, seen, prompt, empty = picture_and_words(sub, text, word)
     into = inject(sub.group("Into prompt and model", (1, 0), BLUE), model, prompt["conditioning"], empty["CONDITIONING"],
                   seen["subject"], prompt["word"])
     sub.promote("text", prompt, "text")
