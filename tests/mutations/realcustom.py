@@ -93,6 +93,8 @@ MUTATIONS = [
              "OWN = (LocalInjection, ImageInjection, Guide)", "OWN = (LocalInjection, Guide)", RC_ROWS),
     Mutation("the image attention's wrapper is another pack's", HOSTING + "recorder.py",
              "(KEY, IMAGES, GUIDES, CAPTURE)", "(KEY,)", RC_ROWS),
+    Mutation("base weights wipe a LoRA out that stands before them", HOSTING + "base_weights.py",
+             "[*before[:first], own, *before[first:]]", "[*before, own]", RC_GOLDEN),
     Mutation("denoise shortens the schedule instead", HOSTING + "exact.py", "[-(steps + 1):]", "[:steps + 1]", RC_GOLDEN),
     Mutation("the sampler's callback gets the sample", HOSTING + "exact.py", '"denoised": x0', '"denoised": x', RC_GOLDEN),
 ]
