@@ -189,10 +189,11 @@ def _note_prompts(executor, guider, sigmas, extra_args, *args, **kwargs):
             for entry in entries or ():
                 stamp = stamp_of(entry)
                 if stamp is not None and stamp.guides:
-                    # all that the pass asks with; slots hold the same control and hooks, but masks of their own
-                    asks = (id(stamp), id(entry.get("cross_attn")), tuple(entry.get("area") or ()), picture_hash(entry.get("mask")),
-                            entry.get("mask_strength"), id(entry.get("control")), id(entry.get("hooks")))
-                    found[*asks, entry.get("timestep_start"), entry.get("timestep_end")] = entry
+                    # all that the pass hangs on; slots share control and hooks, but each has a copy of the mask
+                    times = entry.get("timestep_start"), entry.get("timestep_end")
+                    place = tuple(entry.get("area") or ()), picture_hash(entry.get("mask"))
+                    asks = id(stamp), id(entry.get("cross_attn")), id(entry.get("control")), id(entry.get("hooks"))
+                    found[asks, place, times] = entry
         run.entries = list(found.values())
     return executor(guider, sigmas, extra_args, *args, **kwargs)
 
