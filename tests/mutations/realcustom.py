@@ -95,6 +95,11 @@ MUTATIONS = [
              "(KEY, IMAGES, GUIDES, CAPTURE)", "(KEY,)", RC_ROWS),
     Mutation("base weights wipe a LoRA out that stands before them", HOSTING + "base_weights.py",
              "[*before[:first], own, *before[first:]]", "[*before, own]", RC_GOLDEN),
+    Mutation("layers of all sizes share a mask's shares", HOSTING + "row_masks.py", "tuple(rows), batch, size, x.dtype",
+             "tuple(rows), batch, x.dtype", RC_GOLDEN),
+    Mutation("a mask is shrunk in every layer anew", HOSTING + "stamps.py", "        options[MADE] = {}\n", "", RC_ROWS),
+    Mutation("the mask stays where the node made it", HOSTING + "image_attention.py", "mask=self.plan.mask.to(target)",
+             "mask=self.plan.mask", RC_ROWS),
     Mutation("denoise shortens the schedule instead", HOSTING + "exact.py", "[-(steps + 1):]", "[:steps + 1]", RC_GOLDEN),
     Mutation("the sampler's callback gets the sample", HOSTING + "exact.py", '"denoised": x0', '"denoised": x', RC_GOLDEN),
 ]
