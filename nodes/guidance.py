@@ -84,12 +84,13 @@ class GuidanceMask(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mask_use", options=list(MASK_USES), optional=True, default=MASK_USES[0],
-                    tooltip="multiply: only where both masks are. replace: your mask alone, and the model is not asked.",
+                    tooltip="multiply: only where both masks are. replace: your mask alone; the model is not asked, and scope, "
+                            "strategy, keep and values do nothing. It counts with a mask only.",
                 ),
                 io.Combo.Input(
                     "overlap", options=list(OVERLAPS), optional=True, default=OVERLAPS[0], advanced=True,
                     tooltip="Where masks of several words overlap: add lets all act fully, share divides the place among "
-                            "them.",
+                            "them; one word that asks for it is enough.",
                 ),
                 io.Boolean.Input(
                     "end_early", default=False, optional=True, advanced=True,
@@ -114,11 +115,13 @@ class GuidanceMask(io.ComfyNode):
         guidance = make_guidance(word, scope, strategy, keep, values == VALUES[1], refresh_until_step, mask,
                                  mask_use == MASK_USES[1], overlap == OVERLAPS[1], end_early, layers)
         if guidance.replace:
-            text = f"\"{word.text}\": your mask alone; the model is not asked"
+            text = f"\"{word.text}\": your mask alone; the model is not asked, and scope, strategy, keep and values do not act"
         else:
             kept = f"the strongest {100 * scope:g} %" if keep == KEEPS[0] else f"all above {1 - scope:g}"
             text = (f"\"{word.text}\": {kept}, {strategy}, {values}; a fresh mask at the first {refresh_until_step} steps"
-                    + (", times your mask" if mask is not None else ""))
+                    + (", times your mask" if mask is not None else "")
+                    + ("; mask_use says replace, but no mask is connected, so the word's own mask is made"
+                       if mask is None and mask_use == MASK_USES[1] else ""))
         return io.NodeOutput(guidance, text)
 
 
@@ -157,7 +160,8 @@ class PredictMask(io.ComfyNode):
                 _values(),
                 io.Latent.Input(
                     "latent", optional=True,
-                    tooltip="In place of width and height: its size and its number of pictures.",
+                    tooltip="In place of width and height: its size and its number of pictures. The look ahead starts from "
+                            "full noise even where a sampler will keep a part of its picture.",
                 ),
                 io.Noise.Input("noise", optional=True, tooltip="In place of the seed: core's noise for Sampler Custom."),
                 io.Conditioning.Input(

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
                            "creatures that face both ways (more than twice the steps; give --weights, too)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     demo.add_argument("--device", choices=DEVICES, default="auto",
-                      help="where CustAny's adapters train (default: as ComfyUI chooses)")
+                      help="where adapters train (default: as ComfyUI chooses)")
     demo.add_argument("--adapters", type=Path, default=None,
                       help="ablation: folder of its runs, one a variant and seed (default: ablation in --work)")
     demo.add_argument("--only", nargs="+", default=[], choices=tuple(VARIANTS), help="ablation: variants (default: all)")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--contrast", choices=("raw", "clamp", "abs"), default="raw")
             one.add_argument("--correlate", type=float, default=0.0,
                              help="with --world: share of pairs whose reference stands as the target does (default: none)")
-            one.add_argument("--device", choices=DEVICES, default="auto", help="with --world: where to train")
+        one.add_argument("--device", choices=DEVICES, default="auto", help="with --world: where to train")
     training_views.add_arguments(kinds, OUTPUT)
     return parser
 
@@ -113,7 +113,8 @@ def _demo(args: argparse.Namespace, command: str) -> int:
             recipe.base(build_trainable_unet(), args.world)
         elif part == "realcustom":
             from .training_realcustom import train_miniature_realcustom
-            train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors", **settings)
+            train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors",
+                                       device=args.device, **settings)
         elif part == "faces":
             demo_faces.train(weights / "faces", command, say)
         elif part == "clip":
@@ -159,7 +160,7 @@ def _train_in_miniature(args: argparse.Namespace, command: str) -> None:
     weights = args.weights or WEIGHTS
     if args.kind == "realcustom":
         from .training_realcustom import train_miniature_realcustom
-        train_miniature_realcustom(args.out, weights, command, **settings)
+        train_miniature_realcustom(args.out, weights, command, device=args.device, **settings)
     else:
         train_miniature(args.out, weights, command, encoders=args.encoders, correlate=args.correlate, decouple=args.decouple,
                         contrast_mode=args.contrast, device=args.device, **settings)

@@ -78,7 +78,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     variation = miniature_world(weights)
     drawn = (pairs, LESSONS_SEED, variation, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
     drawn += (correlate,) if correlate else ()
-    _same_run(out, {"weights": frozen, "lessons": cache_key(drawn)})
+    same_run(out, {"weights": frozen, "lessons": cache_key(drawn)})
     result_path = out / "adapter.safetensors"
     if _finished(result_path, train_config):
         say(f"{out.name}: finished already")
@@ -116,15 +116,15 @@ def encoder_file(weights: Path, name: str | Path) -> Path:
     return Path(name) if Path(name).suffix else weights / f"{name}.safetensors"
 
 
-def _same_run(out: Path, recipe: dict[str, Any]) -> None:
+def same_run(out: Path, recipe: dict[str, Any]) -> None:
     """Notes what a run is made from; the checkpoint does not know it and would go on with other lessons."""
     from ..models.common.errors import LikenessError
 
     note = out / "recipe.json"
     if note.exists():
         if json.loads(note.read_text(encoding="utf-8")) != recipe:
-            raise LikenessError(f"The folder {out.name} holds a run on another base, other encoders or other lessons; train in "
-                                "a new folder, or delete that one.")
+            raise LikenessError(f"The folder {out.name} holds a run on another base, other encoders, other lessons or "
+                                "another adapter to begin with; train in a new folder, or delete that one.")
         return
     out.mkdir(parents=True, exist_ok=True)
     part = note.with_name(note.name + ".part")

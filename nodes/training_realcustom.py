@@ -13,7 +13,7 @@ from ..models.common import files
 from ..models.common.errors import LikenessError
 from ..models.demo import lessons, recontext
 from ..models.demo.cache import cache_key, kept_or_made
-from ..models.hosting.training_base import MiniatureBase, load_checkpoint_base
+from ..models.hosting.training_base import MiniatureBase, load_checkpoint_base, training_device
 from ..models.hosting.training_realcustom import checkpoint_encode, config_of, miniature_encode
 from ..models.realcustom.adapter import build
 from ..models.realcustom.config import split
@@ -23,7 +23,7 @@ from ..models.training.config import TrainConfig
 from ..models.training.data import FolderData
 from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
-from .training_miniature import LESSONS_SEED, Progress, miniature_world, say
+from .training_miniature import LESSONS_SEED, Progress, miniature_world, same_run, say
 
 PAIRS, STEPS = 6144, 3000
 
@@ -50,10 +50,16 @@ class Curriculum:
         self.count = state["count"]
 
 
-def train_miniature_realcustom(out: Path, weights: Path, command: str, target: Path | None = None, **settings: Any) -> Path:
-    """A RealCustom++ adapter in the miniature world; returns the finished file. `settings` override the recipe's."""
-    base = MiniatureBase(weights / "base.safetensors", [weights / "dino.safetensors", weights / "mae.safetensors"])
+def train_miniature_realcustom(out: Path, weights: Path, command: str, target: Path | None = None, *, device: str = "cpu",
+                               **settings: Any) -> Path:
+    """A RealCustom++ adapter in the miniature world; returns the finished file. `settings` override the recipe's.
+
+    Raises LikenessError where `out` holds a run on other weights or lessons, or one that began with another adapter."""
     pairs, steps, start = settings.pop("pairs", PAIRS), settings.pop("steps", None) or STEPS, settings.pop("start", None)
+    paths = [weights / f"{name}.safetensors" for name in ("base", "dino", "mae")]
+    lessons_key = cache_key(pairs, LESSONS_SEED, recontext.STAGES)
+    same_run(out, {"weights": [files.sha256(path) for path in paths], "lessons": lessons_key, "begun_with": _digest(start)})
+    base = MiniatureBase(paths[0], paths[1:], training_device(device))
     config = config_of(base.width, base.layers, [vit for _, vit in base.encoders], max(base.sizes))
     encode = miniature_encode(base, config)
     data = _pairs(out, weights, pairs, base, encode, 2 * config.size)
@@ -62,7 +68,8 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
     task = RealCustomTask(base, config, train_config, encode, 2 * config.size, base.hashes, base.residual_blocks)
     _begin_with(task, start)
     result = train(task, train_config, Curriculum(data, 0 if start else steps), out, log=Progress(),
-                   metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0"})
+                   metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0",
+                             "device": base.device.type})
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
         shutil.copyfile(result.path, target)
@@ -76,8 +83,13 @@ def _pairs(out: Path, weights: Path, pairs: int, base: MiniatureBase, encode: An
     kept = out / f"recontext_{cache_key(frozen, pairs, side, LESSONS_SEED, recontext.STAGES)}.pt"
     data = kept_or_made(kept, recontext.Recontext, lambda: recontext.prepare(
         pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode))
-    say(f"{pairs} pairs drawn in {time.time() - started:.0f} s")
+    say(f"{pairs} pairs drawn in {time.time() - started:.0f} s, {base.device}")
     return data
+
+
+def _digest(start: Path | None) -> str:
+    """Of the adapter that a run begins with; empty without one."""
+    return "" if start is None else files.sha256(start)
 
 
 def _begin_with(task: RealCustomTask, start: Path | None) -> None:
@@ -93,7 +105,10 @@ def _begin_with(task: RealCustomTask, start: Path | None) -> None:
 
 
 def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
-    """On a folder of pictures for an SD1.5 or SDXL checkpoint."""
+    """On a folder of pictures for an SD1.5 or SDXL checkpoint. Raises LikenessError where the folder of the run holds one on
+    another checkpoint or other encoders, or one that began with another adapter."""
+    frozen = [files.sha256(path) for path in (args.checkpoint, *args.encoders)]
+    same_run(args.out, {"weights": frozen, "begun_with": _digest(args.start)})
     base = load_checkpoint_base(args.checkpoint, args.encoders)
     config = config_of(base.width, base.layers, [item.config for item in base.encoders.items], SIDE)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}

@@ -49,8 +49,8 @@ def prepare(n: int, seed: int, variation: Variation, side: int, encode_image: Ca
         pair = draw_pairs(count, generator, variation, Variation(turn=turn, mirror=True), margin, side)
         deep, local = encode(pair.reference)
         mask = F.adaptive_avg_pool2d(pair.mask[:, None], CELLS)[:, 0]
-        parts.append(Recontext(encode_image(pair.target), deep.half(), local.half(), mask, pair.identity, pair.pose, pair.scene,
-                               pair.garment))
+        parts.append(Recontext(encode_image(pair.target).cpu(), deep.half().cpu(), local.half().cpu(), mask, pair.identity,
+                               pair.pose, pair.scene, pair.garment))
     tensors = {name: torch.cat([getattr(part, name) for part in parts])
                for name in ("latents", "deep", "local", "mask", "scene", "garment")}
     return Recontext(identity=world.join([part.identity for part in parts]), pose=world.join([part.pose for part in parts]),

@@ -79,6 +79,11 @@ class Run:
                 if at_level or step not in steps:
                     steps[step] = masks[guidance.name]
 
+    def resting(self, names: set[str], x: Tensor) -> dict[str, Tensor]:
+        """Nowhere, for words whose prompts all rest at this noise (prompt editing): their negative rows wait for a mask too."""
+        held = {name for entry in self.entries if (stamp := stamp_of(entry)) is not None for name, _ in stamp.guides}
+        return {name: x.new_zeros(x.shape[0], 1, *x.shape[-2:]) for name in names & held}
+
     def words(self) -> dict[str, WordRun]:
         """What the recorder keeps."""
         return {name: WordRun(self.texts[name], tuple((step, mask.cpu()) for step, mask in sorted(steps.items())))
@@ -112,7 +117,7 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     holds_word = any(stamp.guides for stamp in stamps)
     if not names <= state.masks.keys() or holds_word and not state.is_for(x_in, sigma):
         _renew(executor, model, x_in, timestep, model_options, run, state, guides)
-    masks = {**options.get(GUIDANCE_KEY, {}), **state.masks}
+    masks = {**options.get(GUIDANCE_KEY, {}), **run.resting(names - state.masks.keys(), x_in), **state.masks}
     options = {**options, GUIDANCE_KEY: masks}
     return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
@@ -184,8 +189,11 @@ def _note_prompts(executor, guider, sigmas, extra_args, *args, **kwargs):
             for entry in entries or ():
                 stamp = stamp_of(entry)
                 if stamp is not None and stamp.guides:
+                    # all that the pass hangs on; slots share control and hooks, but each has a copy of the mask
                     times = entry.get("timestep_start"), entry.get("timestep_end")
-                    found[id(stamp), id(entry.get("cross_attn")), tuple(entry.get("area") or ()), times] = entry
+                    place = tuple(entry.get("area") or ()), picture_hash(entry.get("mask"))
+                    asks = id(stamp), id(entry.get("cross_attn")), id(entry.get("control")), id(entry.get("hooks"))
+                    found[asks, place, times] = entry
         run.entries = list(found.values())
     return executor(guider, sigmas, extra_args, *args, **kwargs)
 

@@ -52,6 +52,12 @@ class ImageInjection:
         """Patchers that the host loads together with the diffusion model."""
         return [store for store in (self.plan.subject, self.plan.nothing) if not isinstance(store, Projected)]
 
+    def to(self, target: Any) -> ImageInjection:
+        """A copy with its mask on a device; the host also calls this with a dtype, and looks after the stores itself."""
+        if not isinstance(target, torch.device) or self.plan.mask is None:
+            return self
+        return ImageInjection(self.plan._replace(mask=self.plan.mask.to(target)))
+
     def add(self, out: Tensor, q: Tensor, key: str, extra_options: dict[str, Any]) -> Tensor:
         """Text attention `out` and its queries q, both (b, t, c) -> out with the subject in the rows that carry it."""
         stamps: RowStamps | None = extra_options.get(KEY)
@@ -77,8 +83,11 @@ class ImageInjection:
         index = torch.tensor(rows, device=q.device)
         batch = q.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
         check_batch(self.plan.mask, pair.k.shape[0] if self.plan.pairing == "per latent" else 0, batch, extra_options)
-        picked = [(row % batch) % pair.k.shape[0] for row in rows]
-        k, v = (t.to(q)[picked] for t in (pair.k, pair.v))
+        if pair.k.shape[0] == 1:
+            k, v = (t.to(q).expand(len(rows), -1, -1) for t in (pair.k, pair.v))
+        else:
+            picked = [(row % batch) % pair.k.shape[0] for row in rows]
+            k, v = (t.to(q)[picked] for t in (pair.k, pair.v))
         added = comfy.ldm.modules.attention.optimized_attention(q[index], k, v, extra_options["n_heads"])
         share = row_masks(self.plan.mask, self.plan.guidance, stamps, rows, batch, q, extra_options)
         if share is not None:

@@ -59,13 +59,13 @@ def composed(made: list[Made], latent: tuple[int, int], mask: Tensor | None) -> 
 
 
 def shared(masks: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """Those of `names` divided by the sum of all where that is above 1, so that overlapping subjects share a place."""
-    names = names & masks.keys()
-    if not names or len(masks) < 2:
+    """All divided by their sum where that is above 1 as soon as one of `names`, which ask for it, is there: overlapping
+    subjects share a place."""
+    if not names & masks.keys() or len(masks) < 2:
         return dict(masks)
     size = max((tuple(mask.shape[-2:]) for mask in masks.values()), key=lambda pair: pair[0] * pair[1])
     even = {name: F.interpolate(mask, size, mode="nearest-exact") for name, mask in masks.items()}
     batch = max(mask.shape[0] for mask in even.values())
     rows = {name: mask[[k % mask.shape[0] for k in range(batch)]] for name, mask in even.items()}
     total = torch.stack(list(rows.values())).sum(0).clamp(min=1.0)
-    return {name: rows[name] / total if name in names else mask for name, mask in masks.items()}
+    return {name: one / total for name, one in rows.items()}

@@ -59,8 +59,9 @@ def predict_mask(model: Any, positive: list[Any], guidance: Guidance, latent: di
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = (plan.noise.generate_noise({**latent, "samples": samples}) if plan.noise is not None
              else comfy.sample.prepare_noise(samples, plan.seed, latent.get("batch_index")))
-    look = _Look(Capture(targets, layers, False), min(plan.stop, plan.steps))
     guider = comfy.samplers.CFGGuider(model)
+    # some schedulers give fewer levels than steps
+    look = _Look(guider, Capture(targets, layers, False), min(plan.stop, plan.steps, len(sigmas) - 1))
     guider.set_conds(marked, [stamped(entry, 0) for entry in negative or []])
     guider.set_cfg(plan.cfg if negative else 1.0)
     guider.sample(noise, samples, comfy.samplers.KSAMPLER(look), sigmas, disable_pbar=True, seed=plan.seed)
@@ -68,14 +69,16 @@ def predict_mask(model: Any, positive: list[Any], guidance: Guidance, latent: di
     if not look.capture.sums:
         raise LikenessError(f"No prompt that holds \"{guidance.word.text}\" acts at step {look.stop}; choose another stop_step, "
                             "or connect the prompt before its timestep range.")
-    made = [finished(total, guidance, look.capture.areas[number], None, size)
+    made = [finished(total, guidance, look.capture.areas[number], look.regions.get(number), size)
             for (number, _), total in look.capture.sums.items()]
     mask = composed(made, size, guidance.mask)[:, 0].float().cpu()
     full = F.interpolate(mask[:, None], (CELL * size[0], CELL * size[1]), mode="bilinear", align_corners=False)[:, 0]
     picture = overlay(_seen(model, look.x0, full.shape[1:3]), mask)
     share = 100 * float((mask > 0).float().mean())
     report = (f"\"{guidance.word.text}\" after {look.stop} of {plan.steps} steps: the mask covers {share:.0f} % of the picture"
-              + ("" if negative else "; without a negative prompt the model is asked at cfg 1"))
+              + ("" if negative else "; without a negative prompt the model is asked at cfg 1")
+              + ("; it starts from full noise, so where a sampler keeps a part of the LATENT's picture (denoise below 1), that "
+                 "part is not foreseen" if samples.any() else ""))
     return Predicted(to_intermediate(full), to_intermediate(picture), report)
 
 
@@ -99,13 +102,18 @@ def _marked(positive: list[Any], guidance: Guidance) -> tuple[list[Any], list[Ta
 class _Look:
     """A sampler that walks a few steps and reads the attention at the last of them."""
 
-    def __init__(self, capture: Capture, stop: int):
-        self.capture, self.stop = capture, stop
+    def __init__(self, guider: Any, capture: Capture, stop: int):
+        self.guider, self.capture, self.stop = guider, capture, stop
         self.x0 = torch.zeros(0)
+        self.regions: dict[int, Tensor] = {}  # number of a target -> mask of its prompt, brought to the latent by the host
 
     def __call__(self, network: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None, callback: Any = None,
                  disable: bool | None = None) -> Tensor:
         args = dict(extra_args or {})
+        for entry in self.guider.conds["positive"]:
+            stamp = stamp_of(entry)
+            if "mask" in entry and stamp is not None and int(stamp.cond[0, 0]) < 0:
+                self.regions[-1 - int(stamp.cond[0, 0])] = entry["mask"]
         bar = comfy.utils.ProgressBar(self.stop)
         for step in range(self.stop):
             stop_if_asked()

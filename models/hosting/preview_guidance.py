@@ -58,6 +58,9 @@ def _tiles(image: Tensor | None, count: int, size: tuple[int, int]) -> Tensor:
 
 def _line(text: str, masks: tuple[tuple[int, Tensor], ...]) -> str:
     steps = ", ".join(str(step + 1) for step, _ in masks)
-    share = float((masks[-1][1] > 0).float().mean())
+    last = masks[-1][1] > 0
+    share, empty = float(last.float().mean()), int((~last.flatten(1).any(1)).sum())
+    nowhere = (f"; in {empty} of them it is empty, so the subject does not act there: with multiply, your mask and the word's "
+               "place do not meet" if empty else "")
     return (f"\"{text}\": {masks[-1][1].shape[0]} picture(s), mask{'s' if len(masks) > 1 else ''} of step {steps}; the last one "
-            f"covers {100 * share:.0f} % and serves all later steps")
+            f"covers {100 * share:.0f} % and serves all later steps{nowhere}")

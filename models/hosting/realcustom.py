@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.errors import LikenessError
 from ..common.images import to_rgb
@@ -22,9 +21,8 @@ from .memory import patcher_of, ready, stop_if_asked
 from .stores import Pair, Store
 
 CHUNK = 2  # reference pictures at a time; each is five pictures to an encoder
-# What an adapter makes of the black picture lives as long as the adapter does: {adapter's module: {encoders: ...}}.
-_black_tokens: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
-_black_stores: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
+# What an adapter makes of the black picture hangs on the adapter's own patcher and goes with it: {encoders or tokens: ...}.
+BLACK_TOKENS, BLACK_STORES = "likeness_black_tokens", "likeness_black_stores"
 
 
 class Projected:
@@ -101,9 +99,17 @@ def make_tokens(adapter: Any, encoders: Encoders, pictures: Tensor) -> Tensor:
     return torch.cat(out)
 
 
+def _kept(adapter: Any, what: str) -> dict[Any, Any]:
+    """A store among the attachments of the adapter's patcher, which the host leaves alone."""
+    if adapter.patcher.get_attachment(what) is None:
+        adapter.patcher.set_attachments(what, {})
+    known: dict[Any, Any] = adapter.patcher.get_attachment(what)
+    return known
+
+
 def black_tokens(adapter: Any, encoders: Encoders) -> Tensor:
     """(1, l, d) of the black picture, which the negative rows attend to; made once for an adapter and its encoders."""
-    known = _black_tokens.setdefault(adapter.patcher.model, {})
+    known = _kept(adapter, BLACK_TOKENS)
     if encoders.hash not in known:
         side = 2 * adapter.config.size
         known[encoders.hash] = make_tokens(adapter, encoders, torch.zeros(1, side, side, 3))
@@ -156,8 +162,7 @@ def black_store(subject: Subject, keep: bool = True) -> Any:
     """The same of the black picture: one for all subjects of an adapter and its encoders."""
     if not keep:
         return Projected(subject.adapter, subject.get("black"))
-    tokens, module = subject.get("black"), subject.adapter.patcher.model
-    known = _black_stores.setdefault(module, {})
+    tokens, known = subject.get("black"), _kept(subject.adapter, BLACK_STORES)
     name = hash(tokens.numpy().tobytes())
     if name not in known:
         known.clear()  # 243 MB at SDXL's size: never two of them

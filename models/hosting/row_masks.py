@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import LikenessError
-from .stamps import RowStamps
+from .stamps import MADE, RowStamps
 
 GUIDANCE_KEY = "likeness_guidance"
 
@@ -17,8 +17,22 @@ def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows
               extra_options: dict[str, Any]) -> Tensor | None:
     """(rows, tokens, 1) share of the subject at each place of x (b, tokens, c); None: everywhere.
 
-    mask (b, h, w) over the whole picture; guidance: name of the live masks (b, 1, h, w) in this call's options.
+    mask (b, h, w) over the whole picture; guidance: name of the live masks (b, 1, h, w) in this call's options. Layers of
+    one size in one call of the network share the result: what a layer reads has thousands of times fewer places than a MASK.
     """
+    if mask is None and guidance is None:
+        return None
+    size = layer_size(x, stamps, extra_options)
+    made = extra_options.get(MADE, {})  # a layer that is asked alone has none
+    asked = id(mask), guidance, tuple(rows), batch, size, x.dtype, x.device
+    if asked not in made:
+        made[asked] = _shares(mask, guidance, stamps, rows, batch, x, size, extra_options)
+    shares: Tensor = made[asked]
+    return shares
+
+
+def _shares(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: list[int], batch: int, x: Tensor,
+            size: tuple[int, int], extra_options: dict[str, Any]) -> Tensor:
     masks = []
     if guidance is not None:
         live = extra_options.get(GUIDANCE_KEY, {}).get(guidance)
@@ -29,9 +43,6 @@ def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows
         masks.append(live.reshape(-1, *live.shape[-2:]))
     if mask is not None:
         masks.append(mask)
-    if not masks:
-        return None
-    size = layer_size(x, stamps, extra_options)
     out = []
     for row in rows:
         own = [one[(row % batch) % one.shape[0]].to(x.device, torch.float32) for one in masks]

@@ -15,6 +15,7 @@ import torch
 from ..common.errors import LikenessError
 
 KEY = "likeness_rows"
+MADE = "likeness_shares"  # in the options of one call of the network: masks that its layers share
 SLOTS = 8  # every stamped entry has the same width, else the host could not run them in one call
 
 Conditioning = list[list[Any]]
@@ -97,6 +98,7 @@ def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transfo
         size = options.get(SIZE_KEY, tuple(x.shape[-2:]))
         areas = tuple(tuple(row[SLOTS:]) if row[SLOTS] else None for row in rows)
         options[KEY] = RowStamps(tuple(tuple(i for i in row[:SLOTS] if i) for row in rows), areas, size, float(t.max()))
+        options[MADE] = {}
     else:
         options.pop(KEY, None)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

@@ -39,6 +39,7 @@ def miniature_encode(base: MiniatureBase, config: RealCustomConfig) -> Encode:
         seen = views(pixels.movedim(1, -1), config.size)
 
         def read(picture: Tensor) -> list[Tensor]:
+            picture = picture.to(base.device)
             return [model(normalise(picture, vit), layers=blocks).hidden[0][:, vit.prefix:]
                     for (model, vit), blocks in zip(base.encoders, config.blocks, strict=True)]
         return beside(read(seen.whole)), quarters_beside(read(seen.quarters))

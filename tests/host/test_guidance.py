@@ -327,6 +327,31 @@ def test_every_guider_with_realcustom():
     assert (live - run(release.injected())).abs().max() > 1e-3
 
 
+def in_range(entries: Any, start: float, end: float) -> Any:
+    return core.ConditioningSetTimestepRange().set_range(entries, start, end)[0]
+
+
+@pytest.mark.parametrize("start, end", ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.25, 0.75)))
+def test_prompts_in_ranges_of_time_with_realcustom(start, end):
+    """Prompt editing: the mask of the subject's range, and a plain negative until there is one."""
+    plain, negative, _ = release.prompts()
+    sigmas, x = torch.tensor([14.0, 8.0, 1.5, 1.0, 0.5, 0.0]), release.IO["in.latent"]
+
+    def run(done, split=False):
+        others = [one for low, high in ((0.0, start), (end, 1.0)) if low < high for one in in_range(plain, low, high)]
+        rows = done.negative
+        if split and start:
+            rows = in_range([stamps.stamped(entry, 0) for entry in negative], 0.0, start) + in_range(done.negative, start, 1.0)
+        guider = cfg_guider(done.model, in_range(done.positive, start, end) + others, rows, 3.5)
+        return guider.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("euler"), sigmas, disable_pbar=True, seed=0)
+    how = release.guidance(refresh=1)
+    live = run(release.injected(guidance=how))
+    mask = mask_of(live, how.name)
+    assert len(RUNS.find(live)[how.name].masks) == 1 and 0 < float((mask > 0).float().mean()) < 1
+    torch.testing.assert_close(live, run(release.injected(mask=mask), True), atol=1e-4, rtol=1e-4)
+    assert (live - run(release.injected(), True)).abs().max() > 1e-3, "the mask limits nothing"
+
+
 @pytest.mark.parametrize("size", ((24, 16), (17, 13), (8, 31)))
 def test_any_size_and_batch(size):
     x, how = draw(3, 3, 4, *size), release.guidance(refresh=2)

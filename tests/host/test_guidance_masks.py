@@ -101,7 +101,8 @@ def test_sharing_by_the_formula():
     a, b = torch.full((1, 1, 2, 2), 0.8), torch.full((2, 1, 4, 4), 0.6)
     both = shared({"a": a, "b": b}, {"a"})
     torch.testing.assert_close(both["a"], torch.full((2, 1, 4, 4), 0.8 / 1.4))
-    assert torch.equal(both["b"], b) and torch.equal(shared({"a": a}, {"a"})["a"], a)
+    torch.testing.assert_close(both["a"] + both["b"], torch.ones(2, 1, 4, 4))
+    assert torch.equal(shared({"a": a}, {"a"})["a"], a) and torch.equal(shared({"a": a, "b": b}, set())["b"], b)
 
 
 def test_prompts_of_two_areas_make_one_picture_of_masks():
@@ -166,6 +167,18 @@ def test_a_prompt_with_a_mask_is_searched_inside_it_only():
     mask = mask_of(out, how.name)
     assert mask[..., 8:].max() > 0.99 and mask[..., :8].max() == 0
     assert int((mask > 0).sum()) == 16 * 16 // 4, "the whole share of the scope lies inside"
+
+
+def test_one_prompt_under_two_masks_is_searched_in_both():
+    how = guidance(refresh=1)
+    done = inject_into(base("sd15")[0], guidance=how)
+    sides = [core.ConditioningSetMask().append(done.positive, mask, "default", 1.0)[0] for mask in (half(128), 1 - half(128))]
+    masks = {}
+    for name, positive in (("both", sides[0] + sides[1]), ("right", sides[0]), ("left", sides[1])):
+        out = sample(done.model, positive + encode("sd15", "a beach"), done.negative, latent=latent_of("sd15", 1, 16, 16))
+        masks[name] = mask_of(out, how.name)
+    torch.testing.assert_close(masks["both"], torch.maximum(masks["left"], masks["right"]), atol=1e-4, rtol=1e-4)
+    assert masks["both"][..., 8:].max() > 0.99 and masks["both"][..., :8].max() > 0.99
 
 
 def test_columns_follow_rows_that_an_adapter_takes_out():
@@ -286,6 +299,18 @@ def test_two_samplers_on_one_guidance_each_keep_their_own(nodes):
     assert show(guidance(scope=0.5), {"samples": outs[0]}, words="every word of the run").args[0].shape == (2, 8, 8)
 
 
+def test_the_preview_says_that_two_masks_do_not_meet(nodes):
+    """The word's strongest place, and a mask of everything else."""
+    def shown(how):
+        done = inject_into(base("sd15")[0], guidance=how)
+        out = sample(done.model, done.positive, done.negative, steps=2)
+        return mask_of(out, how.name), nodes["Likeness_PreviewGuidance"].execute(how, {"samples": out}).args[2]
+    mask, text = shown(guidance(refresh=1, scope=0.02))
+    assert "do not meet" not in text
+    none, text = shown(guidance(refresh=1, scope=0.02, mask=(mask == 0).float()))
+    assert none.max() == 0 and "in 1 of them it is empty" in text and "do not meet" in text
+
+
 def test_only_the_last_runs_are_kept_and_the_sentence_says_what_to_do(nodes):
     how = guidance(refresh=1)
     done = inject_into(base("sd15")[0], guidance=how)
@@ -356,6 +381,25 @@ def test_the_prediction_does_not_see_a_subject(nodes):
     assert torch.equal(predict(nodes, model=done.model, positive=done.positive)[0], plain)
 
 
+def test_the_prediction_looks_inside_its_prompts_mask_only(nodes):
+    """As the live pass does: nothing of the word beyond the mask, and the whole share of the scope within it."""
+    text, latent = prompt("sd15")[0], {"samples": torch.zeros(1, 4, 16, 16)}
+    right = core.ConditioningSetMask().append(text, half(200), "default", 1.0)[0] + encode("sd15", "a beach")
+    mask, _, report = predict(nodes, positive=right, latent=latent)
+    assert mask[..., 72:].max() > 0.9 and mask[..., :56].max() == 0 and "covers 25 %" in report
+    whole = predict(nodes, positive=text + encode("sd15", "a beach"), latent=latent)[0]
+    assert whole[..., :56].max() > 0, "the word is also elsewhere"
+
+
+def test_the_prediction_ends_with_the_schedule_and_says_from_where_it_starts(nodes, monkeypatch):
+    plain = predict(nodes)[2]
+    assert "full noise" in predict(nodes, latent={"samples": torch.ones(1, 4, 8, 8)})[2] and "full noise" not in plain
+    real = comfy.samplers.calculate_sigmas
+    monkeypatch.setattr(comfy.samplers, "calculate_sigmas", lambda sampling, name, steps: real(sampling, name, steps)[1:])
+    mask, _, report = predict(nodes, scheduler="beta", stop_step=3)
+    assert "after 2 of 3 steps" in report and mask.isfinite().all()
+
+
 def test_what_cannot_be_predicted_is_told(nodes):
     with pytest.raises(LikenessError, match="nothing to look for"):
         predict(nodes, word=prompt("sd15", PROMPT, "horse", on_missing="pass through")[1])
@@ -375,8 +419,9 @@ def test_the_generator_says_what_will_be_done(nodes):
     assert how.strategy == ("min_max_norm", "threshold", "binary") and how.share and how.early and not how.replace
     assert "all above 0.7" in text and "times your mask" in text
     how, text = execute(word, 0.3, "max_norm", KEEPS[0], "soft", 3, half(), "replace").args
-    assert how.replace and "the model is not asked" in text
-    assert not execute(word, 0.3, "max_norm", KEEPS[0], "soft", 3, None, "replace").args[0].replace
+    assert how.replace and "the model is not asked, and scope, strategy, keep and values do not act" in text
+    how, text = execute(word, 0.3, "max_norm", KEEPS[0], "soft", 3, None, "replace").args
+    assert not how.replace and "no mask is connected" in text
     names = {execute(word, scope, norm, KEEPS[0], "soft", 3).args[0].name for scope in (0.2, 0.3) for norm in
              ("max_norm", "min_max_norm")}
     assert len(names) == 4

@@ -6,10 +6,11 @@ import torch
 
 from host import release
 from host.release import IO
-from host.support import base, blind, comfy
+from host.support import base, blind, comfy, draw
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.base_weights import apply_base
 from likeness.models.hosting.blocks import attention_blocks
+from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.row_masks import GUIDANCE_KEY
 from likeness.models.realcustom import schedule
 
@@ -142,6 +143,40 @@ def test_base_weights_of_the_file_take_the_place_of_the_checkpoints():
     torch.testing.assert_close(release.noise_of(done.model, done.positive), IO["single.t599.cond_eps.nomask"], **CLOSE)
     plain = release.noise_of(other, release.prompts()[0])
     assert torch.equal(plain, torch.zeros_like(plain)), "the parent got them too"
+
+
+def with_lora(model, seed):
+    """A clone with a change of the text attentions, as a LoRA loader makes it."""
+    model = model.clone()
+    state = model.model.state_dict()
+    names = [name for name in state if name.endswith(".attn2.to_k.weight")]
+    assert model.add_patches({name: ("diff", (draw(seed, *state[name].shape),)) for name in names}, 0.2)
+    return model
+
+
+def test_loras_before_between_and_after_stay_on_top_of_base_weights():
+    """Three LoRAs round two injectors over an empty base are the three on the base itself."""
+    of = release.new_adapter(keep_base=True)
+    positive, negative, word = release.prompts()
+
+    def chain(model, adapter, places):
+        model = with_lora(model, 1) if "before" in places else model
+        first = release.injected(model, adapter)
+        between = with_lora(first.model, 2) if "between" in places else first.model
+        second = inject(between, first.positive, first.negative, release.subject(adapter), word, Strengths(0.0, 0.5))
+        return first, with_lora(second.model, 3) if "after" in places else second.model, second.positive
+    plain = None
+    for places in (("before",), ("between",), ("before", "between", "after")):
+        empty = release.new_model(trained=False)
+        first, model, rows = chain(empty, of, places)
+        _, want, want_rows = chain(release.model(), release.adapter(), places)
+        done = release.noise_of(model, rows)
+        torch.testing.assert_close(done, release.noise_of(want, want_rows), **CLOSE)
+        assert plain is None or (done - plain).abs().max() > 1e-4, "the LoRA changes nothing"
+        plain = done
+        sets = [sum(patch[1][0] == "set" for patch in patches) for patches in model.patches.values()]
+        assert set(sets) == {1}, "base weights of one file stand once"
+        assert not empty.patches and first.model.patches_uuid != empty.patches_uuid
 
 
 def test_base_weights_of_another_network_are_refused():

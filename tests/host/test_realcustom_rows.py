@@ -13,7 +13,7 @@ from host.release import IO
 from host.support import comfy, comfy_extras, draw
 from host.test_bimd import asked
 from likeness.models.common.errors import LikenessError
-from likeness.models.hosting import image_attention, stamps
+from likeness.models.hosting import image_attention, row_masks, stamps
 from likeness.models.hosting.image_attention import ImageInjection, ImagePlan, Layer
 from likeness.models.hosting.inject import STORAGE, Strengths, inject
 from likeness.models.hosting.injector import Timing
@@ -202,6 +202,50 @@ def test_nothing_is_projected_while_sampling_and_the_host_counts_the_stores(monk
     stores = done.model.model_patches_models()
     assert [len(list(one.model.parameters())) for one in stores] == [44, 44]
     assert all(one.model_size() == 4 * 9 * 2 * sum(c for _, c in release.adapter().config.layers) for one in stores)
+
+
+def test_a_mask_is_shrunk_once_for_all_layers_of_a_size(monkeypatch):
+    """22 layers of two sizes; and the picture is that of every layer for itself."""
+    done = release.injected(mask=torch.rand(1, 128, 192, generator=torch.Generator().manual_seed(4)))
+    calls, real = [], row_masks.area_of
+    monkeypatch.setattr(row_masks, "area_of", lambda *a: calls.append(a[-1]) or real(*a))
+    shared = release.noise_of(done.model, done.positive)
+    assert len(calls) == len(set(calls)) == 2
+
+    class Never(dict):
+        def __contains__(self, key):
+            return False
+    read = stamps._read
+
+    def alone(executor, *args, **kwargs):
+        def run(*inner, **more):
+            inner[5][stamps.MADE] = Never()
+            return executor(*inner, **more)
+        return read(run, *args, **kwargs)
+    wrappers = done.model.clone()
+    kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+    wrappers.remove_wrappers_with_key(kind, stamps.KEY)
+    wrappers.add_wrapper_with_key(kind, stamps.KEY, alone)
+    assert torch.equal(shared, release.noise_of(wrappers, done.positive)) and len(calls) == 2 + 22
+
+
+def test_the_host_moves_a_copy_of_the_mask():
+    """The patch that stands in a node's output stays as it was; a dtype moves nothing."""
+    one = ImageInjection(plan(5, GOLD["in.image"]).plan._replace(mask=torch.ones(1, 8, 8)))
+    moved = one.to(torch.device("meta"))
+    assert moved.plan.mask.device.type == "meta" and one.plan.mask.device.type == "cpu" and one.to(torch.float16) is one
+    assert moved.plan._replace(mask=None) == one.plan._replace(mask=None) and moved.models() == one.models()
+
+
+def test_one_row_of_keys_is_not_copied_for_every_row(monkeypatch):
+    seen, real = [], comfy.ldm.modules.attention.optimized_attention
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention",
+                        lambda q, k, v, heads: seen.append(k) or real(q, k, v, heads))
+    q = draw(1, 4, 64, 128)
+    options = {stamps.KEY: stamps.RowStamps(((5,),) * 4, (None,) * 4, (16, 16), 1.0), "n_heads": 2, "cond_or_uncond": [0, 1],
+               "activations_shape": [4, 128, 8, 8]}
+    plan(5, GOLD["in.image"][:1]).add(torch.zeros_like(q), q, KEY, options)
+    assert seen[0].shape[0] == 4 and seen[0].stride(0) == 0
 
 
 def test_strengths_curve_and_an_adapter_for_another_model():

@@ -1,6 +1,7 @@
 """RealCustom++ trained on the host's bases, and its file in an injector."""
 from __future__ import annotations
 
+import argparse
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,44 @@ def test_the_recipe_in_two_parts_is_the_recipe_in_one(tmp_path, monkeypatch):
     again = train_miniature_realcustom(tmp_path / "three", weights(), "test", steps=1, start=one, **more)
     assert files.load(again)[0].keys() == a.keys()
     assert asked == [1.0], "a trained adapter goes on with all pairs"
+    assert metadata["device"] == "cpu"
+    for folder_, begin in (("one", one), ("three", None)):
+        with pytest.raises(LikenessError, match=f"{folder_} holds a run on another base, .* another adapter to begin with"):
+            train_miniature_realcustom(tmp_path / folder_, weights(), "test", steps=5, start=begin, **more)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("base", "dino", "mae"):
+        (other / f"{name}.safetensors").write_bytes((weights() / f"{name}.safetensors").read_bytes())
+    files.save(other / "dino.safetensors", mini.encoder_state("dinov2", 77, 96), mini.encoder_metadata("dinov2"))
+    with pytest.raises(LikenessError, match="holds a run on another base, other encoders"):
+        train_miniature_realcustom(tmp_path / "one", other, "test", steps=5, **more)
+
+
+def test_pictures_go_to_where_the_encoders_are():
+    """On the meta device, which computes nothing and refuses what lies elsewhere."""
+    small = training_base.MiniatureBase(weights() / "base.safetensors", files_of_encoders(), "meta")
+    config = config_of(small.width, small.layers, [vit for _, vit in small.encoders], 64)
+    assert {part.device.type for part in miniature_encode(small, config)(torch.zeros(1, 3, 128, 128))} == {"meta"}
+
+
+@pytest.mark.parametrize("argv", (["realcustom", "--world", "demo"], ["demo", "realcustom"]))
+def test_the_command_says_where_to_train(argv, tmp_path, monkeypatch):
+    from likeness.nodes import training_cli, training_realcustom
+    seen = []
+    monkeypatch.setattr(training_realcustom, "train_miniature_realcustom", lambda *a, **settings: seen.append(settings))
+    assert training_cli.main([*argv, "--device", "cpu", "--weights", str(tmp_path)]) == 0
+    assert seen[0]["device"] == "cpu"
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    """On a checkpoint: told before anything large is loaded."""
+    from likeness.nodes.training_miniature import same_run
+    from likeness.nodes.training_realcustom import train_folder_realcustom
+    same_run(tmp_path / "run", {"weights": ["of another checkpoint"], "begun_with": ""})
+    (tmp_path / "some.safetensors").write_bytes(b"weights")
+    args = argparse.Namespace(out=tmp_path / "run", checkpoint=tmp_path / "some.safetensors", encoders=[], start=None)
+    with pytest.raises(LikenessError, match="run holds a run on another base"):
+        train_folder_realcustom(args, "test")
 
 
 def test_two_steps_on_a_checkpoint(tmp_path):

@@ -7,6 +7,7 @@ HOSTING, COMMON, CUSTANY, REALCUSTOM = "models/hosting/", "models/common/", "mod
 HOST = "tests/host/test_"
 RC = ("tests/unit/test_realcustom.py",)
 RC_FILES, RC_ROWS, RC_GOLDEN = ((f"{HOST}realcustom_{name}.py",) for name in ("files", "rows", "golden"))
+RC_TRAINING = (f"{HOST}training_realcustom.py",)
 RC_RELEASE = ("tests/unit/test_realcustom_release.py",)
 
 MUTATIONS = [
@@ -93,6 +94,17 @@ MUTATIONS = [
              "OWN = (LocalInjection, ImageInjection, Guide)", "OWN = (LocalInjection, Guide)", RC_ROWS),
     Mutation("the image attention's wrapper is another pack's", HOSTING + "recorder.py",
              "(KEY, IMAGES, GUIDES, CAPTURE)", "(KEY,)", RC_ROWS),
+    Mutation("base weights wipe a LoRA out that stands before them", HOSTING + "base_weights.py",
+             "[*before[:first], own, *before[first:]]", "[*before, own]", RC_GOLDEN),
+    Mutation("layers of all sizes share a mask's shares", HOSTING + "row_masks.py", "tuple(rows), batch, size, x.dtype",
+             "tuple(rows), batch, x.dtype", RC_GOLDEN),
+    Mutation("a mask is shrunk in every layer anew", HOSTING + "stamps.py", "        options[MADE] = {}\n", "", RC_ROWS),
+    Mutation("the mask stays where the node made it", HOSTING + "image_attention.py", "mask=self.plan.mask.to(target)",
+             "mask=self.plan.mask", RC_ROWS),
+    Mutation("a run goes on whatever adapter it began with", "nodes/training_realcustom.py",
+             'return "" if start is None else files.sha256(start)', 'return ""', RC_TRAINING),
+    Mutation("the encoders see pictures from another device", HOSTING + "training_realcustom.py",
+             "picture = picture.to(base.device)", "picture = picture.cpu()", RC_TRAINING),
     Mutation("denoise shortens the schedule instead", HOSTING + "exact.py", "[-(steps + 1):]", "[:steps + 1]", RC_GOLDEN),
     Mutation("the sampler's callback gets the sample", HOSTING + "exact.py", '"denoised": x0', '"denoised": x', RC_GOLDEN),
 ]
