@@ -18,7 +18,8 @@ STYLES = ("InstantID", "plain")
 
 
 def annotate(picture: Tensor, faces: Sequence[Face]) -> Tensor:
-    """Picture (h, w, 3) with box, number and five points of each face, as large as the picture allows."""
+    """Picture (h, w, 3) with box, number and five points of each face, as large as the picture allows; where and
+    of what kind the picture is."""
     if not faces:
         return picture
     from PIL import Image, ImageDraw
@@ -36,7 +37,7 @@ def annotate(picture: Tensor, faces: Sequence[Face]) -> Tensor:
             draw.ellipse((x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit), fill=colour)
         draw.text((x0 + 3 * unit, y0 + 2 * unit), str(number), fill=(255, 255, 255), stroke_width=unit, stroke_fill=(20, 20, 20),
                   font_size=max(10, 8 * unit))
-    return torch.from_numpy(np.asarray(image).copy()).float() / 255
+    return (torch.from_numpy(np.asarray(image).copy()).float() / 255).to(picture)
 
 
 def draw_keypoints(faces: Sequence[Face], height: int, width: int, style: str = STYLES[0],
