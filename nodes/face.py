@@ -8,7 +8,7 @@ from ..models.common.images import to_rgb
 from ..models.common.reference import ON_MISSING
 from ..models.face.choose import GENDERS, MODES, ORDERS, blend, parse_numbers, select, table
 from ..models.face.detect import LADDER, THRESHOLD
-from ..models.face.drawing import STYLES, annotate, draw_keypoints
+from ..models.face.drawing import STYLES, annotate, draw_keypoints, keypoint_size
 from ..models.face.faces import Faces
 from ..models.face.masks import KINDS
 from ..models.face.swap import BOOSTS, Paste
@@ -24,7 +24,7 @@ SHOWN = 8  # pictures on the node; all of them are in the output
 _SIZE = ("Side in pixels at which the detector looks. auto tries 640, then 320, then 192, until it finds a face: small sides "
          "find faces that fill the picture, large ones find small faces.")
 _THRESHOLD = "How sure the detector must be. Lower finds more faces, and more that are none."
-
+_ALONE = "Only without target."
 _CHOOSE = "choose other numbers, a lower similarity, any gender or a smaller min_size"
 
 
@@ -57,7 +57,7 @@ class AnalyzeFaces(io.ComfyNode):
                 ),
                 _types.Landmarks.Input(
                     "face_landmarks", optional=True,
-                    tooltip="Of core's Detect Face Landmarks, in place of the pack's own detector.",
+                    tooltip="Of core's Detect Face Landmarks, in place of the pack's own detector. Not together with bboxes.",
                 ),
             ],
             outputs=[
@@ -194,10 +194,13 @@ class FaceKeypoints(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "width", default=0, min=0, max=8192, step=8,
-                    tooltip="Width of the drawing; 0 is the picture's own. Give the size that you generate at: dots and limbs "
-                            "are not scaled, as in training.",
+                    tooltip="Width of the drawing; 0 takes it from height and the picture's shape, or is the picture's own. Give "
+                            "the size that you generate at: dots and limbs are not scaled, as in training.",
                 ),
-                io.Int.Input("height", default=0, min=0, max=8192, step=8, tooltip="Height of the drawing; 0 as in width."),
+                io.Int.Input(
+                    "height", default=0, min=0, max=8192, step=8,
+                    tooltip="Height of the drawing; 0 as in width. Both given may stretch the face.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="One drawing for each picture.")],
         )
@@ -206,7 +209,7 @@ class FaceKeypoints(io.ComfyNode):
     def execute(cls, faces: Faces, style: str, width: int, height: int) -> io.NodeOutput:
         drawn = []
         for frame, (own_height, own_width) in zip(faces.frames, faces.sizes, strict=True):
-            wide, tall = width or own_width, height or own_height
+            wide, tall = keypoint_size(width, height, own_width, own_height)
             drawn.append(draw_keypoints(frame, tall, wide, style, (wide / own_width, tall / own_height)))
         return io.NodeOutput(to_intermediate(torch.stack(drawn)))
 
@@ -278,10 +281,11 @@ class SwapFaces(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "smoothing", default=0, min=0, max=15, advanced=True,
-                    tooltip="For videos: steadies the five points over this many frames to each side.",
+                    tooltip="For videos: steadies points and outline over this many frames to each side.",
                 ),
-                io.Combo.Input("detection_size", options=list(SIZES), default=AUTO, advanced=True, tooltip=_SIZE),
-                io.Float.Input("threshold", default=THRESHOLD, min=0.05, max=0.95, step=0.05, advanced=True, tooltip=_THRESHOLD),
+                io.Combo.Input("detection_size", options=list(SIZES), default=AUTO, advanced=True, tooltip=f"{_ALONE} {_SIZE}"),
+                io.Float.Input("threshold", default=THRESHOLD, min=0.05, max=0.95, step=0.05, advanced=True,
+                               tooltip=f"{_ALONE} {_THRESHOLD}"),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The pictures; outside of the mask they are untouched to the bit."),

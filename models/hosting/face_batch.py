@@ -96,6 +96,9 @@ def analyse(models: FaceModels, image: Tensor, sizes: tuple[int, ...] = LADDER, 
             boxes: Any = None, landmarks: Any = None, parts: Parts | None = None) -> Faces:
     """Faces of all pictures (b, h, w, c). boxes: core's BOUNDING_BOX, says where to look. landmarks: core's FACE_LANDMARKS,
     in place of the detector."""
+    if boxes is not None and landmarks is not None:
+        raise LikenessError("Boxes and landmarks are both connected, and each says by itself where the faces are: disconnect one "
+                            "of them.")
     image = _as_batch(image)
     look = Look(models, sizes, threshold, parts)
     count, (height, width) = image.shape[0], image.shape[1:3]

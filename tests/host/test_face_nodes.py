@@ -299,6 +299,11 @@ def test_landmarks_stand_in_for_the_detector():
     torch.testing.assert_close(got.frames[0][0].embedding, want.frames[0][0].embedding, atol=1e-4, rtol=1e-5)
 
 
+def test_boxes_and_landmarks_at_once_are_refused():
+    with pytest.raises(LikenessError, match="both connected.*disconnect one"):
+        analysed(FRAMES[:1], boxes=[{"x": 0, "y": 0, "width": 9, "height": 9}], landmarks={"frames": [[]], "image_size": (9, 9)})
+
+
 @pytest.mark.parametrize("name", ["astronaut", "camera", "coffee", "chelsea"])
 def test_photographs_pass(name):
     """The synthetic detector sees no magenta in them: nothing is found, nothing changes, nothing falls over."""
@@ -352,7 +357,7 @@ def test_the_chain_of_nodes(nodes, folder):
                                       target=chosen, **plain())
     assert found and mask.any() and torch.equal(image[mask == 0], FRAMES[:1][mask == 0])
     drawn, = values(nodes["Likeness_FaceKeypoints"], faces=chosen, style="InstantID", width=1280, height=0)
-    assert drawn.shape == (1, 480, 1280, 3) and drawn.any()
+    assert drawn.shape == (1, 960, 1280, 3) and drawn.any()
 
 
 def test_saving_and_loading_through_the_nodes(nodes, folder):
@@ -415,11 +420,36 @@ def test_check_files_tells_all(nodes, folder):
     (folder / "models" / "antelopev2" / "antelopev2" / "glintr100.onnx").unlink()
     text, = values(nodes["Likeness_CheckFiles"], hashes=True)
     for words in ("git-LFS pointer", "missing for InstantID: glintr100.onnx", "identity map buff2fs found", "swapper, ",
-                  "in 1x3x128x128, 1x512, out 1x3x128x128", "not among the known ones", "cv2 comes from",
+                  "in 1x3x128x128, 1x512, out 1x3x128x128", "not the published inswapper_128", "no published sum is known",
+                  "cv2 comes from",
                   "onnxruntime comes from", "non-commercial", "operators Add"):
         assert words in text, words
     quick, = values(nodes["Likeness_CheckFiles"], hashes=False)
     assert "sha256" not in quick
+
+
+def test_check_files_shows_its_way_and_can_be_cancelled(nodes, folder, monkeypatch):
+    from likeness.models.hosting import memory
+    size = sum(path.stat().st_size for path in folder.rglob("*.onnx"))
+    moved = []
+
+    class Bar:
+        def __init__(self, total):
+            moved.append(-total)
+
+        def update(self, amount):
+            moved.append(amount)
+
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    nodes["Likeness_CheckFiles"].execute(hashes=True)
+    assert -moved[0] >= size and sum(moved) == 0 and len(moved) > 10  # the miniature's pack is there too
+
+    def stop():
+        raise comfy.model_management.InterruptProcessingException()
+
+    monkeypatch.setattr(memory, "stop_if_asked", stop)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        nodes["Likeness_CheckFiles"].execute(hashes=True)
 
 
 def test_the_folder_of_insightface_extends_what_is_there(nodes, monkeypatch):

@@ -64,6 +64,8 @@ MUTATIONS = [
              "other = False", (f"{DATA}::test_chains_end_at_cuts_and_gaps",)),
     Mutation("gender is turned round", FACE + "storage.py", 'int(face.gender == "male")', 'int(face.gender == "female")',
              (f"{DATA}::test_saving_and_loading",)),
+    Mutation("one side stretches the face", FACE + "drawing.py", "max(round(width * own_height / own_width / 8), 1) * 8",
+             "own_height", (f"{DATA}::test_one_side_keeps_the_shape",)),
     Mutation("limbs are not dimmed", FACE + "drawing.py", "canvas * DIM * 255", "canvas * 255",
              (f"{DATA}::test_the_keypoint_picture_is_instantids",)),
     # -- networks and host

@@ -259,6 +259,18 @@ def test_points_move_with_the_picture_and_dots_do_not_grow():
     assert set(plain.unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize(("given", "wanted"), [((0, 0), (301, 203)), ((1024, 0), (1024, 688)), ((0, 1024), (1520, 1024)),
+                                               ((640, 640), (640, 640)), ((8, 0), (8, 8))])
+def test_one_side_keeps_the_shape(given, wanted):
+    assert drawing.keypoint_size(*given, 301, 203) == wanted
+
+
+@pytest.mark.parametrize("style", drawing.STYLES)
+def test_a_face_without_points_is_not_drawn(style):
+    with pytest.raises(LikenessError, match="no five points.*connect faces of Analyze Faces"):
+        drawing.draw_keypoints([face(), face()._replace(keypoints=torch.zeros(5, 2))], 64, 64, style)
+
+
 def test_marks_are_drawn_on_a_copy():
     picture = torch.zeros(100, 120, 3)
     marked = drawing.annotate(picture, [face(20, 20, 60)])
