@@ -193,10 +193,9 @@ def _missing_library() -> list[str]:
 
 def load_swapper(path: Path, backend: str = "auto") -> tuple[FaceSwapper, str]:
     """A swapper with its identity map, and a report. Raises LikenessError for a file of another kind."""
-    network = _loaded.get(_key(path, choose_backend(backend))) if path.is_file() else None
-    if network in _emaps:
-        contract, note = network.contract, ""
-    else:
+    network: Network | None = _loaded.get(_key(path, choose_backend(backend))) if path.is_file() else None
+    note = ""
+    if network is None or network not in _emaps:
         model = read_graph(path)
         contract = contract_of(model)
         if contract.kind != SWAPPER:
@@ -204,6 +203,7 @@ def load_swapper(path: Path, backend: str = "auto") -> tuple[FaceSwapper, str]:
         emap = emap_of(path, model)
         network, note = load_network(path, contract, backend, model)
         _emaps[network] = emap
+    contract = network.contract
     space = contract.space or SPACES[0]
     lines = [f"{path.name}: swapper of {contract.size} pixels, {network.backend} on {_place(network)}",
              f"it takes faces in the space {space}", *([note] if note else []), f"licence: {contract.licence or LICENCE}"]
