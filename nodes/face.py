@@ -6,9 +6,9 @@ from comfy_api.latest import io, ui
 
 from ..models.common.images import to_rgb
 from ..models.common.reference import ON_MISSING
-from ..models.face.choose import GENDERS, MODES, ORDERS, blend, parse_numbers, select
+from ..models.face.choose import GENDERS, MODES, ORDERS, blend, parse_numbers, select, table
 from ..models.face.detect import LADDER, THRESHOLD
-from ..models.face.drawing import STYLES, annotate, draw_keypoints
+from ..models.face.drawing import STYLES, annotate, draw_keypoints, keypoint_size
 from ..models.face.faces import Faces
 from ..models.face.masks import KINDS
 from ..models.face.swap import BOOSTS, Paste
@@ -24,6 +24,8 @@ SHOWN = 8  # pictures on the node; all of them are in the output
 _SIZE = ("Side in pixels at which the detector looks. auto tries 640, then 320, then 192, until it finds a face: small sides "
          "find faces that fill the picture, large ones find small faces.")
 _THRESHOLD = "How sure the detector must be. Lower finds more faces, and more that are none."
+_ALONE = "Only without target."
+_CHOOSE = "choose other numbers, a lower similarity, any gender or a smaller min_size"
 
 
 def _sizes(choice: str) -> tuple[int, ...]:
@@ -55,7 +57,7 @@ class AnalyzeFaces(io.ComfyNode):
                 ),
                 _types.Landmarks.Input(
                     "face_landmarks", optional=True,
-                    tooltip="Of core's Detect Face Landmarks, in place of the pack's own detector.",
+                    tooltip="Of core's Detect Face Landmarks, in place of the pack's own detector. Not together with bboxes.",
                 ),
             ],
             outputs=[
@@ -63,10 +65,11 @@ class AnalyzeFaces(io.ComfyNode):
                     display_name="faces",
                     tooltip="The faces. Goes to Select Faces, Face Swap and many others.",
                 ),
-                io.Image.Output(display_name="image", tooltip="The pictures with boxes, numbers and five points of each face."),
+                io.Image.Output(display_name="image",
+                                tooltip="The pictures with box, five points and number of each face; 0 is the largest."),
                 io.Int.Output(display_name="count", tooltip="Faces in all pictures together."),
                 io.Boolean.Output(display_name="found", tooltip="Whether at least one picture holds a face."),
-                io.String.Output(display_name="text", tooltip="Every face with size, place and score."),
+                io.String.Output(display_name="text", tooltip="Every face with its number, size, place and score."),
             ],
         )
 
@@ -77,9 +80,8 @@ class AnalyzeFaces(io.ComfyNode):
         found = check_faces(faces, on_missing)
         marked = torch.stack([annotate(to_rgb(row[None])[0], frame) for row, frame in zip(image, faces.frames, strict=True)])
         marked = to_intermediate(marked)
-        _, text = select(faces, ORDERS[0])
         count = sum(map(len, faces.frames))
-        return io.NodeOutput(faces, marked, count, found, text, ui=ui.PreviewImage(marked[:SHOWN], cls=cls))
+        return io.NodeOutput(faces, marked, count, found, table(faces), ui=ui.PreviewImage(marked[:SHOWN], cls=cls))
 
 
 class SelectFaces(io.ComfyNode):
@@ -99,7 +101,8 @@ class SelectFaces(io.ComfyNode):
                 ),
                 io.String.Input(
                     "numbers", default="all",
-                    tooltip="all, or which ones in that order, counted from 0: 0 is the first, 0,2 the first and the third.",
+                    tooltip="all, or which ones in that order, counted from 0: 0 is the first, 0,2 the first and the third. "
+                            "From large to small these are the numbers that Analyze Faces draws.",
                 ),
                 _types.Faces.Input(
                     "reference", optional=True,
@@ -126,7 +129,8 @@ class SelectFaces(io.ComfyNode):
             ],
             outputs=[
                 _types.Faces.Output(display_name="faces", tooltip="The chosen faces of each picture, in order."),
-                io.String.Output(display_name="text", tooltip="All faces with size, similarity and guesses, the chosen marked."),
+                io.String.Output(display_name="text",
+                                 tooltip="All faces with number, size, similarity and guesses, the chosen marked."),
                 io.Int.Output(display_name="count", tooltip="Chosen faces in all pictures together."),
                 io.Boolean.Output(display_name="found", tooltip="Whether at least one face was chosen."),
             ],
@@ -136,7 +140,7 @@ class SelectFaces(io.ComfyNode):
     def execute(cls, faces: Faces, order: str, numbers: str, similarity: float, gender: str, min_size: int, on_missing: str,
                 reference: Faces | None = None) -> io.NodeOutput:
         chosen, text = select(faces, order, parse_numbers(numbers), reference, similarity, gender, min_size)
-        found = check_faces(chosen, on_missing, "such face")
+        found = check_faces(chosen, on_missing, "such face", _CHOOSE)
         return io.NodeOutput(chosen, text, sum(map(len, chosen.frames)), found)
 
 
@@ -190,10 +194,13 @@ class FaceKeypoints(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "width", default=0, min=0, max=8192, step=8,
-                    tooltip="Width of the drawing; 0 is the picture's own. Give the size that you generate at: dots and limbs "
-                            "are not scaled, as in training.",
+                    tooltip="Width of the drawing; 0 takes it from height and the picture's shape, or is the picture's own. Give "
+                            "the size that you generate at: dots and limbs are not scaled, as in training.",
                 ),
-                io.Int.Input("height", default=0, min=0, max=8192, step=8, tooltip="Height of the drawing; 0 as in width."),
+                io.Int.Input(
+                    "height", default=0, min=0, max=8192, step=8,
+                    tooltip="Height of the drawing; 0 as in width. Both given may stretch the face.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="One drawing for each picture.")],
         )
@@ -202,7 +209,7 @@ class FaceKeypoints(io.ComfyNode):
     def execute(cls, faces: Faces, style: str, width: int, height: int) -> io.NodeOutput:
         drawn = []
         for frame, (own_height, own_width) in zip(faces.frames, faces.sizes, strict=True):
-            wide, tall = width or own_width, height or own_height
+            wide, tall = keypoint_size(width, height, own_width, own_height)
             drawn.append(draw_keypoints(frame, tall, wide, style, (wide / own_width, tall / own_height)))
         return io.NodeOutput(to_intermediate(torch.stack(drawn)))
 
@@ -274,10 +281,11 @@ class SwapFaces(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "smoothing", default=0, min=0, max=15, advanced=True,
-                    tooltip="For videos: steadies the five points over this many frames to each side.",
+                    tooltip="For videos: steadies points and outline over this many frames to each side.",
                 ),
-                io.Combo.Input("detection_size", options=list(SIZES), default=AUTO, advanced=True, tooltip=_SIZE),
-                io.Float.Input("threshold", default=THRESHOLD, min=0.05, max=0.95, step=0.05, advanced=True, tooltip=_THRESHOLD),
+                io.Combo.Input("detection_size", options=list(SIZES), default=AUTO, advanced=True, tooltip=f"{_ALONE} {_SIZE}"),
+                io.Float.Input("threshold", default=THRESHOLD, min=0.05, max=0.95, step=0.05, advanced=True,
+                               tooltip=f"{_ALONE} {_THRESHOLD}"),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The pictures; outside of the mask they are untouched to the bit."),

@@ -10,6 +10,7 @@ from ..models.face.faces import Faces
 from ..models.face.report import check
 from ..models.face.storage import load_faces, save_faces
 from ..models.hosting.face import BACKENDS, load_models, load_swapper
+from ..models.hosting.memory import counted
 from . import _paths, _types
 
 _BACKEND = ("What the networks run on. torch: under ComfyUI's memory manager, any graphics card. onnxruntime: insightface's "
@@ -215,7 +216,9 @@ class CheckFiles(io.ComfyNode):
     @classmethod
     def execute(cls, hashes: bool) -> io.NodeOutput:
         loose = [path for _, path in sorted(_paths.loose_face_files().items())]
-        text = check(_paths.face_folders(), _paths.face_packs(), loose, hashes)
+        packs = _paths.face_packs()
+        every = [*loose, *(path for paths in packs.values() for path in paths)]
+        text = check(_paths.face_folders(), packs, loose, hashes, counted(sum(path.stat().st_size for path in every)))
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 

@@ -218,7 +218,8 @@ class InstantIDApply(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "on_missing", options=list(ON_MISSING),
-                    tooltip="When no picture shows a face: stop with an error, or pass everything through.",
+                    tooltip="When no picture shows a face, or the mask is empty: stop with an error, or pass everything through. "
+                            "With one per latent, when one shows none: stop, or give no face to its latent.",
                 ),
                 io.ControlNet.Input(
                     "control_net", optional=True,
@@ -243,7 +244,7 @@ class InstantIDApply(io.ComfyNode):
                     tooltip="The prompt, marked to stay without the face. Goes to CustomEnhancer Guider, with the same model.",
                 ),
                 io.String.Output(display_name="text", tooltip="What acts with which strength, and on how many layers."),
-                io.Boolean.Output(display_name="found", tooltip="Whether there was a face."),
+                io.Boolean.Output(display_name="found", tooltip="Whether there was a face, and a place for it."),
             ],
         )
 

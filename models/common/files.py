@@ -146,14 +146,16 @@ def check_file(path: str | os.PathLike[str]) -> None:
         _check_start(Path(path))
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file; raises LikenessError if there is none."""
+def sha256(path: str | os.PathLike[str], step: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal SHA-256 of a file; raises LikenessError if there is none. step: called with the bytes of each block."""
     path = Path(path)
     _check_start(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if step is not None:
+                step(len(block))
     return digest.hexdigest()
 
 

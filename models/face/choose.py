@@ -5,7 +5,7 @@ import torch
 
 from ..common.errors import LikenessError
 from .analyse import likeness, unit
-from .faces import Face, Faces
+from .faces import Face, Faces, area
 
 ORDERS = ("large to small", "small to large", "left to right", "right to left", "top to bottom", "bottom to top",
           "best to worst", "most similar first")
@@ -13,16 +13,11 @@ GENDERS = ("any", "female", "male")
 MODES = ("unit length", "raw")
 
 
-def _area(face: Face) -> float:
-    x0, y0, x1, y1 = face.box.tolist()
-    return (x1 - x0) * (y1 - y0)
-
-
 def _centre(face: Face, axis: int) -> float:
     return float(face.box[axis] + face.box[axis + 2]) / 2
 
 
-_KEYS = {"large to small": lambda face: -_area(face), "small to large": _area,
+_KEYS = {"large to small": lambda face: -area(face), "small to large": area,
          "left to right": lambda face: _centre(face, 0), "right to left": lambda face: -_centre(face, 0),
          "top to bottom": lambda face: _centre(face, 1), "bottom to top": lambda face: -_centre(face, 1),
          "best to worst": lambda face: -face.score}
@@ -74,20 +69,29 @@ def select(faces: Faces, order: str, numbers: tuple[int, ...] | None = None, ref
         kept = [left[number][0] for number in (numbers if numbers is not None else range(len(left))) if number < len(left)]
         frames.append(tuple(kept))
         ids = [id(face) for face in kept]
-        lines += [_line(place, face, rate, bool(known), id(face) in ids) for face, rate in rated]
+        lines += [_line(place, number, face, rate if known else None) + (", chosen" if id(face) in ids else "")
+                  for number, (face, rate) in enumerate(rated)]
     chosen = faces._replace(frames=tuple(frames))
     count = sum(map(len, frames))
     return chosen, "\n".join([f"{count} of {sum(map(len, faces.frames))} faces chosen", *lines])
 
 
-def _line(place: int, face: Face, rate: float, compared: bool, kept: bool) -> str:
+def table(faces: Faces) -> str:
+    """Every face with its number, size, place and score."""
+    lines = [_line(place, number, face) for place, frame in enumerate(faces.frames) for number, face in enumerate(frame)]
+    return "\n".join([f"{len(lines)} face{'s' * (len(lines) != 1)} in {len(faces.frames)} picture"
+                      f"{'s' * (len(faces.frames) != 1)}", *lines])
+
+
+def _line(place: int, number: int, face: Face, rate: float | None = None) -> str:
+    """number: as Analyze Faces draws it."""
     x0, y0, x1, y1 = (round(side) for side in face.box.tolist())
-    words = [f"picture {place + 1}: {x1 - x0} x {y1 - y0} at {x0}, {y0}, score {face.score:.2f}"]
-    if compared:
+    words = [f"picture {place + 1}, face {number}: {x1 - x0} x {y1 - y0} at {x0}, {y0}, score {face.score:.2f}"]
+    if rate is not None:
         words.append(f"similarity {rate:.3f}")
     if face.gender:
         words.append(f"{face.gender}, about {face.age:.0f}" if face.age is not None else face.gender)
-    return ", ".join(words) + (", chosen" if kept else "")
+    return ", ".join(words)
 
 
 def parse_weights(text: str, count: int) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.errors import LikenessError
 from .faces import Face
 from .geometry import pixel_points
 
@@ -18,7 +19,8 @@ STYLES = ("InstantID", "plain")
 
 
 def annotate(picture: Tensor, faces: Sequence[Face]) -> Tensor:
-    """Picture (h, w, 3) with box, number and five points of each face, as large as the picture allows."""
+    """Picture (h, w, 3) with box, number and five points of each face, as large as the picture allows; where and
+    of what kind the picture is."""
     if not faces:
         return picture
     from PIL import Image, ImageDraw
@@ -36,14 +38,25 @@ def annotate(picture: Tensor, faces: Sequence[Face]) -> Tensor:
             draw.ellipse((x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit), fill=colour)
         draw.text((x0 + 3 * unit, y0 + 2 * unit), str(number), fill=(255, 255, 255), stroke_width=unit, stroke_fill=(20, 20, 20),
                   font_size=max(10, 8 * unit))
-    return torch.from_numpy(np.asarray(image).copy()).float() / 255
+    return (torch.from_numpy(np.asarray(image).copy()).float() / 255).to(picture)
+
+
+def keypoint_size(width: int, height: int, own_width: int, own_height: int) -> tuple[int, int]:
+    """(width, height) of a drawing where 0 stands for what keeps the picture's shape, in whole eights as latents have them."""
+    if not width and not height:
+        return own_width, own_height
+    return (width or max(round(height * own_width / own_height / 8), 1) * 8,
+            height or max(round(width * own_height / own_width / 8), 1) * 8)
 
 
 def draw_keypoints(faces: Sequence[Face], height: int, width: int, style: str = STYLES[0],
                    scale: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """Five points of each face on black (height, width, 3); `scale` (x, y) brings their pixels to this picture.
 
-    InstantID: four coloured limbs, dimmed, under dots of 10 pixels, as its ControlNet was trained. plain: small white dots."""
+    InstantID: four coloured limbs, dimmed, under dots of 10 pixels, as its ControlNet was trained. plain: small white dots.
+    Raises LikenessError for faces without points."""
+    if any(not face.keypoints.any() for face in faces):
+        raise LikenessError("A face has no five points, as in some saved face models: connect faces of Analyze Faces.")
     canvas = torch.zeros(height, width, 3)
     grid = pixel_points((0, 0, width, height))
     every = [face.keypoints * torch.tensor(scale) for face in faces]

@@ -25,8 +25,15 @@ class Face(NamedTuple):
     age: float | None = None
 
 
+def area(face: Face) -> float:
+    """Square pixels of its box."""
+    x0, y0, x1, y1 = face.box.tolist()
+    return float((x1 - x0) * (y1 - y0))
+
+
 class Faces(NamedTuple):
-    """frames: one tuple of faces a picture, empty where none was found. sizes: (height, width) of each picture.
+    """frames: one tuple of faces a picture, empty where none was found; analysis gives them from large to small.
+    sizes: (height, width) of each picture.
 
     space: the recogniser whose embeddings these are ("w600k_r50", "glintr100", ...); embeddings of two spaces never mix.
     """

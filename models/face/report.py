@@ -1,6 +1,7 @@
 """Check Files: which face files are there, what they are, and what is missing."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .pack import LICENCE
 
 PACKS = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx", "2d106det.onnx", "1k3d68.onnx", "genderage.onnx"),
          "antelopev2": ("scrfd_10g_bnkps.onnx", "glintr100.onnx", "2d106det.onnx", "1k3d68.onnx", "genderage.onnx")}
+Step = Callable[[int], None]
 USES = {"buffalo_l": "Face Swap and PhotoMaker v2", "antelopev2": "InstantID"}
 SWAPPERS = ("inswapper_128.onnx", "inswapper_128_fp16.onnx")
 
@@ -24,8 +26,8 @@ def _shapes(contract: Contract) -> str:
     return f"in {text(contract.inputs)}, out {text(contract.outputs)}"
 
 
-def describe(path: Path, hashed: bool) -> str:
-    """One line on one file: kind, shapes, operators, known hash; or what is wrong with it."""
+def describe(path: Path, hashed: bool, step: Step | None = None) -> str:
+    """One line on one file: kind, shapes, operators, known hash; or what is wrong with it. step: called while it is read."""
     try:
         model = read_graph(path)
         contract = contract_of(model)
@@ -35,12 +37,19 @@ def describe(path: Path, hashed: bool) -> str:
             words.append(f"identity map {EMAP} found")
         words.append("operators " + " ".join(contract.operators))
         if hashed:
-            digest = files.sha256(path)
-            known = f"the published {KNOWN[digest]}" if digest in KNOWN else "not among the known ones"
-            words.append(f"sha256 {digest[:16]}..., {known}")
+            digest = files.sha256(path, step)
+            words.append(f"sha256 {digest[:16]}..., {_known(path.stem, digest)}")
         return "; ".join(words)
     except LikenessError as error:
         return str(error)
+
+
+def _known(stem: str, digest: str) -> str:
+    if digest in KNOWN:
+        return f"the published {KNOWN[digest]}"
+    if stem in KNOWN.values():
+        return f"not the published {stem}: download it again unless you made it"
+    return "no published sum is known for this file"
 
 
 def packages() -> list[str]:
@@ -55,18 +64,20 @@ def packages() -> list[str]:
     return lines
 
 
-def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path], hashed: bool) -> str:
-    """The report. root_names: folders that were searched. packs: name -> its files. loose: .onnx files outside of packs."""
+def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path], hashed: bool,
+          step: Step | None = None) -> str:
+    """The report. root_names: folders that were searched. packs: name -> its files. loose: .onnx files outside of packs.
+    step: called with the bytes that were read, while sums are made."""
     lines = ["Packages", *packages(), "", "Face packs"]
     for name, paths in sorted(packs.items()):
-        lines += [f"{name}:", *(f"- {describe(path, hashed)}" for path in paths)]
+        lines += [f"{name}:", *(f"- {describe(path, hashed, step)}" for path in paths)]
     place = root_names[0] if root_names else "models/insightface"
     for name, wanted in PACKS.items():
         have = {path.name for path in packs.get(name, ())}
         lost = [file for file in wanted if file not in have]
         if lost:
             lines.append(f"missing for {USES[name]}: {', '.join(lost)}; they go into {place}/models/{name}")
-    lines += ["", "Swappers and other files", *(f"- {describe(path, hashed)}" for path in loose)]
+    lines += ["", "Swappers and other files", *(f"- {describe(path, hashed, step)}" for path in loose)]
     if not any(path.name in SWAPPERS for path in loose):
         lines.append(f"missing for Face Swap: {SWAPPERS[0]}; it goes into {place}")
     return "\n".join([*lines, "", f"Licence: {LICENCE}, and so is everything that is made with them."])

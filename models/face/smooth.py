@@ -43,19 +43,40 @@ def tracks(frames: list[tuple[Face, ...]]) -> list[list[tuple[int, int]]]:
 
 
 def smooth(frames: list[tuple[Face, ...]], reach: int) -> list[tuple[Face, ...]]:
-    """Keypoints as a Gaussian mean over `reach` pictures to each side of the same face, so that a swap does not tremble.
+    """Keypoints and landmarks as a Gaussian mean over `reach` pictures to each side of the same face: a swap that is calm.
 
-    Both sides count, so nothing lags behind; at the ends of a chain the window shrinks to stay centred."""
+    Both sides count, so nothing lags behind; at the ends of a chain the window shrinks to stay centred. Landmarks, which
+    the hull is made of, need to be known of every face of the window."""
     if reach <= 0:
         return frames
     out = [list(frame) for frame in frames]
     for chain in tracks(frames):
-        points = torch.stack([frames[number][place].keypoints for number, place in chain])
+        faces = [frames[number][place] for number, place in chain]
         for index, (number, place) in enumerate(chain):
             side = min(reach, index, len(chain) - 1 - index)
             steps = torch.arange(-side, side + 1).float()
             weights = torch.exp(-0.5 * (steps / max(reach / 2, 0.5)) ** 2)
-            near = points[index - side:index + side + 1]
-            mean = (near * weights[:, None, None]).sum(0) / weights.sum()
-            out[number][place] = frames[number][place]._replace(keypoints=mean)
+            near = faces[index - side:index + side + 1]
+            marks = [face.landmarks for face in near if face.landmarks is not None]
+            steady = faces[index]._replace(keypoints=_mean([face.keypoints for face in near], weights))
+            out[number][place] = steady._replace(landmarks=_mean(marks, weights)) if len(marks) == len(near) else steady
     return [tuple(frame) for frame in out]
+
+
+def _mean(points: list[Tensor], weights: Tensor) -> Tensor:
+    """Of points (n, 2) in several pictures."""
+    return (torch.stack(points) * weights[:, None, None]).sum(0) / weights.sum()
+
+
+def seats(frames: list[tuple[Face, ...]]) -> list[list[int]]:
+    """For each picture a number of each of its faces, the same one as long as a face stays; who comes anew gets the lowest
+    that is free. Pictures that have nothing to do with each other number their faces in order."""
+    out = [[-1] * len(frame) for frame in frames]
+    chains = sorted(tracks(frames), key=lambda chain: chain[0])  # by picture, then by place
+    for chain in chains:
+        first, place = chain[0]
+        taken = {seat for seat in out[first] if seat >= 0}
+        free = next(seat for seat in range(len(frames[first])) if seat not in taken)
+        for number, place in chain:
+            out[number][place] = free
+    return out

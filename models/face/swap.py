@@ -58,8 +58,9 @@ def restored(fake: Tensor, restore: Restore | None, visibility: float) -> Tensor
 
 
 def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, latent: Tensor, paste: Paste,
-              limit: Tensor | None = None, restore: Restore | None = None) -> None:
-    """Writes the swapped face into picture (h, w, 3) and its mask into covered (h, w), only where the mask is not 0.
+              limit: Tensor | None = None, restore: Restore | None = None) -> bool:
+    """Writes the swapped face into picture (h, w, 3) and its mask into covered (h, w), only where the mask is not 0;
+    whether there is such a place.
 
     limit (h, w): where anything may change. Only the face's own rectangle is read and written."""
     size = network.contract.size * paste.boost
@@ -67,7 +68,7 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = paste_rect(matrix, size, height, width)
     if x0 >= x1 or y0 >= y1:
-        return
+        return False
     device = network.device
     turn, shift = matrix[:, :2].float(), (matrix[:, 2] + matrix[:, :2] @ torch.tensor([x0, y0], dtype=torch.float64)).float()
     # Counted from the rectangle's corner: small numbers keep their digits in float32.
@@ -76,7 +77,7 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
     if limit is not None:
         mask = mask * limit[y0:y1, x0:x1].to(mask)
     if not bool((mask > 0).any()):
-        return
+        return False
     real = crop(picture, matrix, size, device)
     fake = swap_crop(network, real, latent, paste.boost)
     if paste.colour > 0:
@@ -90,3 +91,4 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
     touched = (mask > 0).to(old.device)
     picture[y0:y1, x0:x1] = torch.where(touched[..., None], new, old)
     covered[y0:y1, x0:x1] = torch.maximum(covered[y0:y1, x0:x1], mask.to(covered))
+    return True

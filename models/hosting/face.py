@@ -34,6 +34,7 @@ MEMORY = 1 << 28  # bytes of activations; the largest, a detector at 640 pixels,
 CAST = ("Conv2d", "Linear", "BatchNorm2d", "ConvTranspose2d")  # layers whose weights the host can keep elsewhere
 # (file, stamp, back end) -> network, for as long as some node's output still holds it
 _loaded: weakref.WeakValueDictionary[tuple[str, int, int, str], Any] = weakref.WeakValueDictionary()
+_emaps: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # of swappers, while those live
 
 
 class TorchNetwork:
@@ -108,12 +109,9 @@ def choose_backend(wish: str) -> str:
 def load_network(path: Path, contract: Contract, backend: str, model: Any = None) -> tuple[Network, str]:
     """One network, and a note when another back end had to step in. A file that is loaded already is not read again."""
     wanted = choose_backend(backend)
-    stat = path.stat()
-    key = (str(path), stat.st_mtime_ns, stat.st_size, wanted)
-    known = _loaded.get(key)
+    known = _loaded.get(_key(path, wanted))
     if known is not None:
         return known, ""
-    note = ""
     network: Network
     if wanted == "torch":
         try:
@@ -121,18 +119,39 @@ def load_network(path: Path, contract: Contract, backend: str, model: Any = None
         except LikenessError as error:
             if backend != "auto" or not there("insightface"):
                 raise
-            network, note = Session(path, contract), f"{path.name} runs in onnxruntime: {error}"
+            note = f"{path.name} runs in onnxruntime: {error}"
+            return load_network(path, contract, "onnxruntime")[0], note
     else:
         network = Session(path, contract)
-    _loaded[key] = network
-    return network, note
+    _loaded[_key(path, wanted)] = network
+    return network, ""
 
 
-def prepare(networks: list[Network | None]) -> None:
-    """Brings the torch networks among these to their device, all at once."""
-    patchers = [network.patcher for network in networks if isinstance(network, TorchNetwork)]
-    if patchers:
-        ready(patchers, MEMORY)
+def _key(path: Path, backend: str) -> tuple[str, int, int, str]:
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size, backend
+
+
+def prepare(networks: list[Network | None], memory: int = MEMORY, beside: tuple[Any, ...] = ()) -> None:
+    """Brings the torch networks among these to their device, all at once, with the patchers `beside` them."""
+    own = [network.patcher for network in networks if isinstance(network, TorchNetwork)]
+    if own or beside:
+        ready([*beside, *own], memory)
+        for patcher in own:
+            _settle(patcher)
+
+
+def _settle(patcher: Any) -> None:
+    """Constants of the file and slopes go to the device: the host leaves there what it does not know how to cast, where not
+    all of a network fits. They are small, and come back with the rest."""
+    device = patcher.load_device
+    for layer in patcher.model.modules():
+        if hasattr(layer, "comfy_cast_weights"):
+            continue
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
+        for name, buffer in layer.named_buffers(recurse=False):
+            setattr(layer, name, buffer.to(device))
 
 
 def load_models(folder: Path, backend: str = "auto") -> tuple[FaceModels, str]:
@@ -174,13 +193,18 @@ def _missing_library() -> list[str]:
 
 def load_swapper(path: Path, backend: str = "auto") -> tuple[FaceSwapper, str]:
     """A swapper with its identity map, and a report. Raises LikenessError for a file of another kind."""
-    model = read_graph(path)
-    contract = contract_of(model)
-    if contract.kind != SWAPPER:
-        raise LikenessError(f"The file {path.name} is a {contract.kind}, not a face swapper: choose inswapper_128.onnx.")
-    emap = emap_of(path, model)
-    network, note = load_network(path, contract, backend, model)
+    network: Network | None = _loaded.get(_key(path, choose_backend(backend))) if path.is_file() else None
+    note = ""
+    if network is None or network not in _emaps:
+        model = read_graph(path)
+        contract = contract_of(model)
+        if contract.kind != SWAPPER:
+            raise LikenessError(f"The file {path.name} is a {contract.kind}, not a face swapper: choose inswapper_128.onnx.")
+        emap = emap_of(path, model)
+        network, note = load_network(path, contract, backend, model)
+        _emaps[network] = emap
+    contract = network.contract
     space = contract.space or SPACES[0]
     lines = [f"{path.name}: swapper of {contract.size} pixels, {network.backend} on {_place(network)}",
              f"it takes faces in the space {space}", *([note] if note else []), f"licence: {contract.licence or LICENCE}"]
-    return FaceSwapper(network, emap, space, path.name), "\n".join(lines + _missing_library())
+    return FaceSwapper(network, _emaps[network], space, path.name), "\n".join(lines + _missing_library())

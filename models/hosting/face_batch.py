@@ -16,15 +16,17 @@ from ..common.masks import as_mask
 from ..face.analyse import find_landmarks, guess_attributes, recognise
 from ..face.choose import check_space
 from ..face.detect import LADDER, THRESHOLD, detect, inside
-from ..face.faces import Face, Faces
+from ..face.faces import Face, Faces, area
 from ..face.foreign import boxes_of, faces_of
 from ..face.masks import HULL
-from ..face.smooth import smooth
+from ..face.networks import Network
+from ..face.smooth import seats, smooth
 from ..face.swap import Paste, Restore, identity, swap_face
-from .face import FaceModels, FaceSwapper, prepare
-from .memory import patcher_of, ready, stop_if_asked
+from .face import MEMORY, FaceModels, FaceSwapper, prepare
+from .memory import patcher_of, stop_if_asked
 
 ASSIGN = ("in turn", "one each")
+LOOK_AGAIN = "lower the threshold, choose another detection_size (a larger one for small faces)"
 RESTORER_SIDE = 512  # pixels that face restorers are made for
 ACTIVATIONS = 384 * 4  # bytes for a value of an upscaled picture, as the host reckons
 _patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of upscale models, while those live
@@ -62,7 +64,8 @@ class Look:
                  parts: Parts | None = None):
         self.models, self.sizes, self.threshold, self.parts = models, sizes, threshold, parts or Parts()
         self.known: dict[bytes, tuple[Face, ...]] = {}
-        prepare([models.detector, models.recogniser, models.landmarks, models.attributes])
+        wanted = zip((models.recogniser, models.landmarks, models.attributes), self.parts, strict=True)
+        prepare([models.detector, *(network for network, wish in wanted if wish)])
 
     def at(self, frame: Tensor) -> tuple[Face, ...]:
         """Faces of picture (h, w, c)."""
@@ -78,20 +81,24 @@ class Look:
         return self.complete(picture, inside(self.models.detector, picture, boxes, self.sizes, self.threshold))
 
     def complete(self, picture: Tensor, faces: list[Face]) -> tuple[Face, ...]:
-        """Faces with whatever else the pack and `parts` give."""
+        """Faces with whatever else the pack and `parts` give, from large to small: the first face is the same one to all nodes,
+        whatever the detector was most sure of."""
         if self.parts.recogniser:
             faces = recognise(self.models.recogniser, picture, faces)
         if self.parts.landmarks and self.models.landmarks is not None:
             faces = find_landmarks(self.models.landmarks, picture, faces)
         if self.parts.attributes and self.models.attributes is not None:
             faces = guess_attributes(self.models.attributes, picture, faces)
-        return tuple(faces)
+        return tuple(sorted(faces, key=area, reverse=True))
 
 
 def analyse(models: FaceModels, image: Tensor, sizes: tuple[int, ...] = LADDER, threshold: float = THRESHOLD,
             boxes: Any = None, landmarks: Any = None, parts: Parts | None = None) -> Faces:
     """Faces of all pictures (b, h, w, c). boxes: core's BOUNDING_BOX, says where to look. landmarks: core's FACE_LANDMARKS,
     in place of the detector."""
+    if boxes is not None and landmarks is not None:
+        raise LikenessError("Boxes and landmarks are both connected, and each says by itself where the faces are: disconnect one "
+                            "of them.")
     image = _as_batch(image)
     look = Look(models, sizes, threshold, parts)
     count, (height, width) = image.shape[0], image.shape[1:3]
@@ -111,19 +118,21 @@ def analyse(models: FaceModels, image: Tensor, sizes: tuple[int, ...] = LADDER, 
     return Faces(tuple(frames), ((height, width),) * count, models.space)
 
 
-def check_faces(faces: Faces, on_missing: str, what: str = "face") -> bool:
-    """Whether any picture holds one. Raises LikenessError that names the pictures without, unless they may pass."""
+def check_faces(faces: Faces, on_missing: str, what: str = "face", advice: str = LOOK_AGAIN) -> bool:
+    """Whether any picture holds one. Raises LikenessError that names the pictures without, unless they may pass.
+
+    advice: what to do, in words of the inputs that the node has."""
     empty = [str(number) for number, frame in enumerate(faces.frames, 1) if not frame]
     if empty and on_missing == "error":
         shown = ", ".join(empty[:8]) + (" ..." if len(empty) > 8 else "")
-        raise LikenessError(f"No {what} was found in picture {shown} of {len(faces.frames)}: lower the threshold, choose another "
-                            "detection size, or set on_missing to pass through.")
+        raise LikenessError(f"No {what} was found in picture {shown} of {len(faces.frames)}: {advice}, or set on_missing to "
+                            "pass through.")
     return any(faces.frames)
 
 
-def restorer(upscale_model: Any) -> Restore:
+def restorer(upscale_model: Any, network: Network) -> Restore:
     """Core's UPSCALE_MODEL as a function on a crop (3, s, s) in 0..1; a model that keeps the size is a face restorer and gets
-    512 pixels at least."""
+    512 pixels at least. network: the swapper, which works between its calls and has to stay where it is."""
     patcher = getattr(upscale_model, "patcher", None) or _patchers.get(upscale_model)
     if patcher is None:  # older hosts hand the bare model over
         patcher = _patchers[upscale_model] = patcher_of(upscale_model.model)
@@ -131,7 +140,7 @@ def restorer(upscale_model: Any) -> Restore:
     def restore(square: Tensor) -> Tensor:
         scale = max(int(upscale_model.scale), 1)
         side = max(square.shape[-1], RESTORER_SIDE) if scale == 1 else square.shape[-1]
-        ready([patcher], int(side * side * 3 * scale * ACTIVATIONS))
+        prepare([network], max(MEMORY, int(side * side * 3 * scale * ACTIVATIONS)), (patcher,))
         if side != square.shape[-1]:
             square = torch.nn.functional.interpolate(square[None], (side, side), mode="bicubic", align_corners=False)[0]
         done = upscale_model(square[None].float().clamp(0, 1).to(patcher.load_device))
@@ -166,38 +175,45 @@ def swap(swapper: FaceSwapper, image: Tensor, source: Faces, job: Job, models: F
             raise LikenessError("The source holds no recognised face: connect faces of a picture that shows one, or set "
                                 "on_missing to pass through.")
         return nothing
-    targets = _targets(image, models, target, job, swapper)
-    if not check_faces(targets, job.on_missing, "face to swap"):
+    targets = _targets(image, models, target, job, swapper, count > 1 and len(sources) > 1)
+    advice = LOOK_AGAIN if target is None else "choose other faces as target, or connect face_models in its place to swap all"
+    if not check_faces(targets, job.on_missing, "face to swap", advice):
         return nothing._replace(report="no face to swap in any picture: everything passes unchanged")
     frames = smooth(list(targets.frames), job.reach)
     limit_of = _limits(mask, count, height, width)
-    restore = restorer(upscale_model) if upscale_model is not None and job.paste.visibility > 0 else None
+    restore = restorer(upscale_model, swapper.network) if upscale_model is not None and job.paste.visibility > 0 else None
     out = image.expand(-1, -1, -1, 3).clone() if image.shape[-1] < 3 else image.clone()
     covered = torch.zeros(count, height, width)
     latents: dict[int, Tensor] = {}
     prepare([swapper.network])
     bar = comfy.utils.ProgressBar(count)
-    done = 0
-    for number, frame in enumerate(frames):
+    done = [0] * count
+    for number, (frame, places) in enumerate(zip(frames, seats(frames), strict=True)):
         stop_if_asked()
         limit = limit_of(number)
-        for place, face in enumerate(frame):
-            if job.assign == "one each" and place >= len(sources):
-                break
-            chosen = place % len(sources)
+        for seat, face in zip(places, frame, strict=True):
+            if job.assign == "one each" and seat >= len(sources):
+                continue
+            chosen = seat % len(sources)
             if job.weight != 1:
                 latent = identity(_embedding(sources[chosen]), swapper.emap, _embedding(face), job.weight)
             else:
                 latent = latents.setdefault(chosen, identity(_embedding(sources[chosen]), swapper.emap))
-            swap_face(swapper.network, out[number, ..., :3], covered[number], face, latent, job.paste, limit, restore)
-            done += 1
+            done[number] += swap_face(swapper.network, out[number, ..., :3], covered[number], face, latent, job.paste, limit,
+                                      restore)
         bar.update(1)
-    report = [f"{done} face{'s' * (done != 1)} swapped in {sum(map(bool, frames))} of {count} pictures",
+    total = sum(done)
+    if not total:
+        if job.on_missing == "error":
+            raise LikenessError("Nothing was swapped, because no face lies where the mask lets the picture change: paint the "
+                                "mask over a face, disconnect it, or set on_missing to pass through.")
+        return nothing._replace(report="no face lies inside of the mask: everything passes unchanged")
+    report = [f"{total} face{'s' * (total != 1)} swapped in {sum(map(bool, done))} of {count} pictures",
               f"{swapper.name}, {swapper.network.backend}, {swapper.network.contract.size * job.paste.boost} pixels a face, "
               f"mask {job.paste.mask}"]
     if job.paste.mask == HULL and any(face.landmarks is None for frame in frames for face in frame):
         report.append("without the 106 landmarks of a pack the hull is an oval round the five points")
-    return Swapped(out, covered, "\n".join(report), done > 0)
+    return Swapped(out, covered, "\n".join(report), True)
 
 
 def _embedding(face: Face) -> Tensor:
@@ -205,15 +221,18 @@ def _embedding(face: Face) -> Tensor:
     return face.embedding
 
 
-def _targets(image: Tensor, models: FaceModels | None, target: Faces | None, job: Job, swapper: FaceSwapper) -> Faces:
-    """The faces to replace: those given, else all; with embeddings of the swapper's space where a weight needs them."""
+def _targets(image: Tensor, models: FaceModels | None, target: Faces | None, job: Job, swapper: FaceSwapper,
+             tell_apart: bool) -> Faces:
+    """The faces to replace: those given, else all; with embeddings of the swapper's space where a weight needs them.
+
+    tell_apart: whether it matters who is who from picture to picture."""
     if target is None:
         if models is None:
             raise LikenessError("Nothing says which faces to swap: connect face_models to swap all, or target of Analyze Faces.")
         if job.weight != 1:
             check_space(models.space, swapper.space, "The identity weight")
         return analyse(models, image, job.sizes, job.threshold,
-                       parts=Parts(job.weight != 1 or job.reach > 0, job.paste.mask == HULL, False))
+                       parts=Parts(job.weight != 1 or job.reach > 0 or tell_apart, job.paste.mask == HULL, False))
     size = tuple(image.shape[1:3])
     if len(target.frames) != image.shape[0] or any(tuple(other) != size for other in target.sizes):
         raise LikenessError(f"The target faces are of {len(target.frames)} pictures of {_size(target.sizes)}, but image has "

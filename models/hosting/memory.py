@@ -1,10 +1,12 @@
 """Our networks under the host's memory management."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
+import comfy.utils
 import torch
 from torch import nn
 
@@ -33,6 +35,17 @@ def ready(patchers: list[Any], memory: int) -> None:
 def stop_if_asked() -> None:
     """Raises the host's own exception when the artist pressed cancel."""
     management.throw_exception_if_processing_interrupted()
+
+
+def counted(total: int) -> Callable[[int], None]:
+    """A function that moves the node's progress bar towards `total`, and stops where the artist pressed cancel."""
+    bar = comfy.utils.ProgressBar(max(total, 1))
+
+    def step(amount: int) -> None:
+        stop_if_asked()
+        bar.update(amount)
+
+    return step
 
 
 def to_intermediate(tensor: torch.Tensor) -> torch.Tensor:

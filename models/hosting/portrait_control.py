@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from .row_masks import check_batch
 from .stamps import KEY, SLOTS
 
 
@@ -26,9 +27,12 @@ class FaceControl(comfy.controlnet.ControlBase):
         before = None
         if self.previous_controlnet is not None:
             before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        rows, context = self._context(cond.get(KEY), x_noisy.shape[0] // batched_number)
+        batch = x_noisy.shape[0] // batched_number
+        rows, context = self._context(cond.get(KEY), batch)
         if not rows:
             return before
+        # with weight 0 no attention asks this
+        check_batch(None, max(tokens.shape[0] for tokens in self.tokens.values()), batch, transformer_options)
         count = x_noisy.shape[0]
         part = {name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
                 for name, value in cond.items()}

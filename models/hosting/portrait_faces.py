@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..common.errors import LikenessError
-from ..face.faces import Face, Faces
+from ..face.faces import Face, Faces, area
 
 WIDTH = 512
 
@@ -17,12 +17,7 @@ def embeddings(faces: Faces, space: str, pack: str, method: str) -> list[Tensor 
     if faces.space != space:
         raise LikenessError(f"{method} reads face embeddings of {space} (the pack {pack}), these faces come from "
                             f"{faces.space or 'no recogniser'}; choose {pack} in Load Face Models.")
-    return [_embedding(max(frame, key=_area), method) if frame else None for frame in faces.frames]
-
-
-def _area(face: Face) -> float:
-    x0, y0, x1, y1 = face.box.tolist()
-    return (x1 - x0) * (y1 - y0)
+    return [_embedding(max(frame, key=area), method) if frame else None for frame in faces.frames]
 
 
 def _embedding(face: Face, method: str) -> Tensor:

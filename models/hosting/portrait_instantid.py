@@ -68,6 +68,12 @@ def apply_instantid(model: Any, positive: Conditioning, negative: Conditioning, 
         check_control(control, instantid.config.width)
     known = embeddings(faces, method.SPACE, method.PACK, "InstantID")
     found = [one for one in known if one is not None]
+    if combine == EACH and found:
+        # each keeps its latent; without a face that is the zero embedding, as in the negative
+        _check_each(known, on_missing)
+        shown = [torch.zeros_like(found[0]) if one is None else one for one in known]
+    else:
+        shown = found
     if not found:
         if on_missing == "error":
             raise LikenessError("There is no face in the FACES of InstantID Apply; choose a picture that shows a face, or set "
@@ -76,8 +82,14 @@ def apply_instantid(model: Any, positive: Conditioning, negative: Conditioning, 
     guided = control is not None and strengths.control != 0.0
     if strengths.weight == 0.0 and not guided:
         return Applied(model, positive, negative, positive, "nothing is left to act: passed through", True)
+    limit = _mask(mask)
+    if limit is not None and strengths.weight != 0.0 and not limit.any():
+        if on_missing == "error":
+            raise LikenessError("The mask is empty, so the face would act nowhere; paint where it should be, disconnect the "
+                                "mask, or set on_missing to pass through.")
+        return Applied(model, positive, negative, positive, "the mask is empty: passed through, nothing applied", False)
 
-    tokens = _tokens(instantid, torch.stack(found), combine)
+    tokens = _tokens(instantid, torch.stack(shown), combine)
     number = _number(tokens, numbers, strengths, combine, mask)
     black = number ^ 1
     lines = [f"InstantID {instantid.name}: {len(found)} of {len(known)} picture(s) with a face, {combine}, "
@@ -88,7 +100,7 @@ def apply_instantid(model: Any, positive: Conditioning, negative: Conditioning, 
         who, nobody = (_store(instantid, rows, numbers) for rows in tokens)
         factors = tuple((key, strengths.weight) for key in numbers)
         add_image_injection(model, ImagePlan(number, black, who, nobody, "per latent" if combine == EACH else "all", factors,
-                                             timing_of(model, strengths.start, strengths.end), _mask(mask)))
+                                             timing_of(model, strengths.start, strengths.end), limit))
         lines.append(f"tokens {strengths.weight:g}: {len(numbers)} layers" + (", limited by a mask" if mask is not None else ""))
     else:
         lines.append("tokens 0: off")
@@ -111,6 +123,14 @@ def apply_instantid(model: Any, positive: Conditioning, negative: Conditioning, 
                    [stamped(entry, 0) for entry in free], "\n".join(lines), True)
 
 
+def _check_each(known: list[Tensor | None], on_missing: str) -> None:
+    """Raises LikenessError that names the pictures without a face, unless they may pass."""
+    empty = [str(number) for number, one in enumerate(known, 1) if one is None]
+    if empty and on_missing == "error":
+        raise LikenessError(f"With one per latent every picture needs a face, and picture {', '.join(empty)} of {len(known)} "
+                            "shows none; choose others, or set on_missing to pass through, and their latents get no face.")
+
+
 def _numbers(model: Any, config: method.InstantIDConfig) -> dict[str, str]:
     """Layer of the host -> its number in the file. Raises LikenessError when they are not one another's."""
     check_fits(model, "sdxl", config.width, {})
@@ -126,10 +146,7 @@ def _numbers(model: Any, config: method.InstantIDConfig) -> dict[str, str]:
 def _mask(mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
-    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float()).clamp(0, 1)
-    if float(mask.max()) <= 0.0:
-        raise LikenessError("The mask is empty, so the face would act nowhere; paint where it should be, or disconnect the mask.")
-    return mask
+    return torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float()).clamp(0, 1)
 
 
 def _tokens(instantid: InstantID, found: Tensor, combine: str) -> Tokens:

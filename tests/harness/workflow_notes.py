@@ -213,7 +213,8 @@ how that picture turns into noise, and replays it with the whole subject at work
 The miniature's face pack finds, knows and swaps heads of creatures: their two colours and their pattern. For people take the
 workflows with PhotoMaker and InstantID, which need files of your own.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED, """With a large model choose **buffalo_l** in *Load Face Models* and
-**inswapper_128** in *Load Face Swapper*, and *auto* as the detection size. Use a swap of people only with their consent."""),
+**inswapper_128** in *Load Face Swapper*, and *auto* as the detection size. Use a swap of people only with their consent. There is
+no content filter: a node that checks pictures fits before **image** of Face Swap, or behind it."""),
     "13 A mask you can see": note("""# A mask you can see
 **The subject of your picture acts only where the model itself is drawing its word.** The block asks the model at each of the
 first steps where the word **cat** is, and lets the cat of your picture in there and nowhere else. Each row of the result shows

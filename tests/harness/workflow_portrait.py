@@ -32,6 +32,7 @@ FOLDERS = {
 }
 SAMPLER = {"steps": 30, "cfg": 6.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 STEPS, START, CFG = 50, 11, 5.0  # the paper's 50 steps of DDIM; the release's first 11 without the identity
+SMALL_FACE = "1280"  # of a person far off, near the scene's own width
 NEGATIVE = "blurry, low quality, watermark"
 
 
@@ -85,9 +86,10 @@ def paint(group: Group, base: Node, scene: Scene, depth: bool = False) -> tuple[
     return picture, negative, positive
 
 
-def swap(group: Group, swapper: Node, models: Node, scene: Link, faces: Link) -> Node:
+def swap(group: Group, swapper: Node, models: Node, scene: Link, faces: Link, seen_at: str = "auto") -> Node:
+    """seen_at: side in pixels at which the face in the scene is looked for."""
     done = group.add("Likeness_SwapFaces", {"swapper": swapper["swapper"], "image": scene, "source": faces,
-                                            "face_models": models["face_models"]})
+                                            "face_models": models["face_models"], "detection_size": seen_at})
     group.add("PreviewImage", {"images": done["image"]}, title="After the swap", room=230)
     return done
 
@@ -133,7 +135,7 @@ def photomaker(board: Board, scene: Scene = PORTRAIT, wide: bool = False) -> Non
     picture, faces = person(board.group("2  Person", (1, 1), GREEN), models)
     painted, negative, _ = paint(board.group("3  Scene", (2, 0), GREEN), base, scene, wide)
     group = board.group("4  Swap", (3, 0), GREEN)
-    done = swap(group, swapper, models, painted, faces)
+    done = swap(group, swapper, models, painted, faces, SMALL_FACE if wide else "auto")
     mask = None
     if wide:  # outside of the grown mask the scene stays to the bit
         mask = group.add("GrowMask", {"mask": done["mask"], "expand": 64, "tapered_corners": True})["MASK"]
@@ -172,7 +174,7 @@ def instantid(board: Board) -> None:
 
 
 DIALS = """## What to change
-- **The person**: any picture with one large face. **The scene in words**, and the same scene in the prompt beside it.
+- **The person**: any picture with one large face. {scene}
 - **manipulation_start**, the same number at both places: more keeps the scene, less lets the person in.
 - **forward_strength** of BiMD Sampler: how strongly the identity acts.
 - There is no content filter. A node that checks pictures fits before **image** of Face Swap, or behind *Decode the result*.
@@ -190,7 +192,9 @@ again while PhotoMaker works inside it: the edge goes, hair and light follow, th
 InstantID: its tokens in all 70 layers, and its ControlNet at the place where the swap has put the face.""",
     "22 Wide scene, small person (SDXL)": """# Wide scene, small person
 **Scenery and person are led apart.** A **depth ControlNet** holds the scenery while the scene is painted, and the **mask of the
-swap**, grown a little, says where PhotoMaker may work. Outside of it every pixel of the latent stays as it was.""",
+swap**, grown a little, says where PhotoMaker may work. Outside of it every pixel of the latent stays as it was.
+**Face Swap** looks for the face at **detection_size** 1280, because it is small. If it finds none, take another seed, or words
+that bring the person nearer.""",
 }
 WITH_PHOTOMAKER, WITH_INSTANTID, WIDE_SCENE = ABOUT
 FILES = {
@@ -207,5 +211,11 @@ def files(name: str) -> str:
     return "\n".join([*head, *rows])
 
 
-NOTES = {name: note(about, files(name), DIALS) for name, about in ABOUT.items()}
+def dials(name: str) -> str:
+    """InstantID works with the scene's own prompt, PhotoMaker has one with its trigger."""
+    return DIALS.replace("{scene}", "**The scene in words**" + (
+        "." if name == WITH_INSTANTID else ", and the same scene in the prompt beside it."))
+
+
+NOTES = {name: note(about, files(name), dials(name)) for name, about in ABOUT.items()}
 RECIPES: dict[str, Callable[[Board], None]] = dict(zip(ABOUT, (photomaker, instantid, wide_scene), strict=True))

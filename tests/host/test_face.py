@@ -172,6 +172,54 @@ def test_torch_networks_sit_under_the_hosts_patcher():
     assert any(models("torch").detector.patcher is patcher for patcher in loaded)
 
 
+def test_what_the_host_cannot_cast_goes_to_the_device(tmp_path, monkeypatch):
+    """Where not all of a network fits, the host moves layers that it cannot cast not at all: slopes of PReLU, constants of the
+    file. Pretended devices: meta stands for the card."""
+    graph = face_pack.Graph()
+    rng = np.random.default_rng(3)
+    graph.tensor("w", rng.standard_normal((8, 3, 3, 3)))
+    graph.tensor("slope", np.full((8, 1, 1), 0.25))
+    graph.tensor("shift", rng.standard_normal((1, 8, 1, 1)))
+    graph.tensor("mix", rng.standard_normal((512, 8)))
+    graph.node("Conv", ["input.1", "w"], "c", pads=[1] * 4)
+    graph.node("PRelu", ["c", "slope"], "p")
+    graph.node("Add", ["p", "shift"], "s")
+    graph.node("GlobalAveragePool", ["s"], "mean")
+    graph.node("Flatten", ["mean"], "row", axis=1)
+    graph.node("Gemm", ["row", "mix"], "embedding", transB=1)
+    path = graph.save(tmp_path / "r.onnx", {"input.1": ["n", 3, 112, 112]}, {"embedding": [1, 512]})
+    net = hosting.TorchNetwork(path, contract.contract_of(contract.read_graph(path)), contract.read_graph(path))
+    tensors = dict([*net.patcher.model.named_parameters(), *net.patcher.model.named_buffers()])
+    net.patcher.load_device = torch.device("meta")
+    monkeypatch.setattr(hosting, "ready", lambda *words: None)  # loads nothing, as where nothing fits
+    hosting.prepare([net])
+    moved = dict([*net.patcher.model.named_parameters(), *net.patcher.model.named_buffers()])
+    away = {name for name, tensor in moved.items() if not tensor.is_meta}
+    large = {name for name, layer in net.patcher.model.named_modules() if hasattr(layer, "comfy_cast_weights")}
+    assert len(large) == 2 and away == {name for name in tensors if name.rpartition(".")[0] in large}
+    assert len(moved) - len(away) >= 2, "neither slope nor constant"
+
+
+def test_networks_that_take_no_part_are_not_loaded(monkeypatch):
+    seen = []
+    monkeypatch.setattr(face_batch, "prepare", seen.append)
+    pack = models("torch")
+    face_batch.Look(pack, parts=face_batch.Parts(False, True, False))
+    assert seen == [[pack.detector, pack.landmarks]]
+
+
+def test_a_loaded_swapper_is_not_parsed_again(tmp_path, monkeypatch):
+    path = face_pack.swapper(tmp_path / "s.onnx")
+    first, told = hosting.load_swapper(path, "torch")
+    with monkeypatch.context() as patch:
+        patch.setattr(hosting, "read_graph", lambda path: pytest.fail("it was parsed again"))
+        again, also = hosting.load_swapper(path, "torch")
+    assert again.network is first.network and again.emap is first.emap and told == also
+    face_pack.swapper(path, seed=9)
+    changed, _ = hosting.load_swapper(path, "torch")
+    assert changed.network is not first.network
+
+
 def test_a_file_is_converted_once_and_let_go(tmp_path, monkeypatch):
     place = face_pack.pack(tmp_path)
     count = []
@@ -200,9 +248,13 @@ def test_an_operator_that_cannot_be_converted_goes_to_onnxruntime(tmp_path, monk
     graph.save(place / "w600k_r50.onnx", {"input.1": ["n", 3, 112, 112]}, {"embedding": [1, 512]})
     with pytest.raises(LikenessError, match="Mish.*choose onnxruntime"):
         hosting.load_models(place, "torch")
-    monkeypatch.setattr(hosting, "choose_backend", lambda wish: "torch")
+    monkeypatch.setattr(hosting, "choose_backend", lambda wish: "torch" if wish == "auto" else wish)
     loaded, text = hosting.load_models(place, "auto")
     assert (loaded.detector.backend, loaded.recogniser.backend) == ("torch", "onnxruntime") and "Mish" in text
+    again, text = hosting.load_models(place, "auto")
+    assert again.recogniser is loaded.recogniser and "Mish" in text, "the second load forgets why"
+    with pytest.raises(LikenessError, match="Mish.*choose onnxruntime"):
+        hosting.load_models(place, "torch")
 
 
 @pytest.mark.parametrize(("mode", "way", "same"), [("linear", "asymmetric", False), ("linear", "half_pixel", True),

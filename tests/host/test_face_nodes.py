@@ -15,7 +15,7 @@ from .support import comfy
 
 # isort: split
 from likeness.models.common.errors import LikenessError
-from likeness.models.face.faces import Faces
+from likeness.models.face.faces import Faces, area
 from likeness.models.face.masks import KINDS
 from likeness.models.face.swap import Paste
 from likeness.models.hosting import face_batch
@@ -72,11 +72,15 @@ def test_a_mask_of_nothing_changes_nothing():
     source = only(analysed(picture(faces=TWO)))
     job = Job(Paste(1), sizes=(640,), on_missing="pass through")
     done = swap(swapper(), FRAMES, source, job, models(), mask=torch.zeros(1, 60, 80))
-    assert torch.equal(done.image, FRAMES) and not done.mask.any()
+    assert torch.equal(done.image, FRAMES) and not done.mask.any() and not done.found
+    assert "no face lies inside of the mask" in done.report
+    with pytest.raises(LikenessError, match="Nothing was swapped.*paint the mask over a face"):
+        swap(swapper(), FRAMES[:1], source, job._replace(on_missing="error"), models(), mask=torch.zeros(1, 60, 80))
     half = torch.zeros(4, 480, 640)
     half[0, :, :320] = 1
     done = swap(swapper(), FRAMES, source, job, models(), mask=half)
     assert done.mask[0].any() and not done.mask[1:].any() and not done.mask[0, :, 320:].any()
+    assert "1 face swapped in 1 of 4 pictures" in done.report
     with pytest.raises(LikenessError, match="4 pictures but 3 masks"):
         swap(swapper(), FRAMES, source, job, models(), mask=torch.ones(3, 480, 640))
 
@@ -99,10 +103,23 @@ def test_several_sources_are_dealt_out():
     three = Faces(((a, b, a),), faces.sizes, faces.space)
     one_source = swap(swapper(), FRAMES[:1], three, Job(Paste(1, "box")), target=faces)
     first = swap(swapper(), FRAMES[:1], only(faces, 0), Job(Paste(1, "box")), target=faces)
-    x, y = 450, 330  # in the second face, which gets source b
+    x, y = 200, 175  # in the second face, which gets source b
     assert not torch.equal(one_source.image[0, y, x], first.image[0, y, x])
     alone = swap(swapper(), FRAMES[:1], only(faces, 0), Job(Paste(1, "box"), assign="one each"), target=faces)
     assert torch.equal(alone.image[0, y, x], FRAMES[0, y, x]) and "1 face swapped" in alone.report
+
+
+def test_several_sources_stay_with_their_faces_in_a_video():
+    """Two people whose order by size turns round from picture to picture; each keeps the source of the first one."""
+    video = FRAMES[:1].repeat(3, 1, 1, 1)
+    faces = analysed(video)
+    large, small = faces.frames[0]
+    turned = faces._replace(frames=((large, small), (small, large), (large, small)))
+    sources = Faces(((large, small),), faces.sizes[:1], faces.space)
+    done = swap(swapper(), video, sources, Job(Paste(1, "box")), target=turned)
+    assert torch.equal(done.image[1], done.image[0]) and torch.equal(done.image[2], done.image[0])
+    alone = swap(swapper(), video, only(faces), Job(Paste(1, "box"), assign="one each"), target=turned)
+    assert all(mask[300, 450] > 0 and not mask[160, 200] for mask in alone.mask)
 
 
 def test_identity_weight_leads_from_the_old_face_to_the_new():
@@ -231,6 +248,35 @@ def test_the_upscale_model_works_on_the_crop(scale, side):
     assert torch.equal(off.image, without.image)
 
 
+def test_the_first_face_is_the_largest_to_all_nodes(nodes, monkeypatch):
+    """The detector is surer of the small face; what is drawn, chosen and swapped first is the large one."""
+    real = face_batch.detect
+    monkeypatch.setattr(face_batch, "detect", lambda *words: sorted(real(*words), key=area))
+    faces, _, _, _, text = values(nodes["Likeness_AnalyzeFaces"], face_models=models(), image=FRAMES[:1], detection_size="640",
+                                  threshold=0.5, on_missing="error")
+    small, large = sorted(faces.frames[0], key=area)
+    assert faces.frames[0][0] is large and "chosen" not in text and "face 0: " in text
+    chosen, _, _, _ = values(nodes["Likeness_SelectFaces"], faces=faces, order="large to small", numbers="0", similarity=0.3,
+                             gender="any", min_size=0, on_missing="error")
+    assert chosen.frames[0] == (large,)
+    job = Job(Paste(1, "box"), assign="one each")
+    done = swap(swapper(), FRAMES[:1], faces._replace(frames=((large,),)), job, target=faces)
+    assert done.mask[0, 300, 450] > 0 and not done.mask[0, 160, 200]
+
+
+def test_restorer_and_swapper_are_loaded_together(monkeypatch):
+    """One after the other the host may drive out the one that is not asked for, in the middle of a run."""
+    from likeness.models.hosting import face as hosting
+    model, network, asked = Upscaler(2), swapper("torch").network, []
+    real = hosting.ready
+    monkeypatch.setattr(hosting, "ready", lambda patchers, memory: asked.append(patchers) or real(patchers, memory))
+    faces = analysed(FRAMES[:1])
+    swap(swapper("torch"), FRAMES[:1], only(faces), Job(Paste(1, "box")), target=faces, upscale_model=model)
+    together = [patchers for patchers in asked if len(patchers) == 2]
+    assert len(together) == 2 and all(patchers[1] is network.patcher for patchers in together)
+    assert all(patchers == [network.patcher] for patchers in asked if len(patchers) == 1)
+
+
 # -- finding -------------------------------------------------------------------------------------------
 def test_boxes_say_where_to_look():
     box = {"x": 352.0, "y": 208.0, "width": 192.0, "height": 192.0}
@@ -251,6 +297,11 @@ def test_landmarks_stand_in_for_the_detector():
              "image_size": (480, 640)}
     got = analysed(FRAMES[:1], landmarks=given)
     torch.testing.assert_close(got.frames[0][0].embedding, want.frames[0][0].embedding, atol=1e-4, rtol=1e-5)
+
+
+def test_boxes_and_landmarks_at_once_are_refused():
+    with pytest.raises(LikenessError, match="both connected.*disconnect one"):
+        analysed(FRAMES[:1], boxes=[{"x": 0, "y": 0, "width": 9, "height": 9}], landmarks={"frames": [[]], "image_size": (9, 9)})
 
 
 @pytest.mark.parametrize("name", ["astronaut", "camera", "coffee", "chelsea"])
@@ -306,7 +357,7 @@ def test_the_chain_of_nodes(nodes, folder):
                                       target=chosen, **plain())
     assert found and mask.any() and torch.equal(image[mask == 0], FRAMES[:1][mask == 0])
     drawn, = values(nodes["Likeness_FaceKeypoints"], faces=chosen, style="InstantID", width=1280, height=0)
-    assert drawn.shape == (1, 480, 1280, 3) and drawn.any()
+    assert drawn.shape == (1, 960, 1280, 3) and drawn.any()
 
 
 def test_saving_and_loading_through_the_nodes(nodes, folder):
@@ -333,10 +384,18 @@ def test_reactors_folder_is_read(nodes, folder, monkeypatch, tmp_path):
 def test_no_face(nodes, on_missing):
     words = {"face_models": models(), "image": FRAMES[1:2], "detection_size": "640", "threshold": 0.5}
     if on_missing == "error":
-        with pytest.raises(LikenessError, match="No face was found in picture 1 of 1"):
+        with pytest.raises(LikenessError, match="No face was found in picture 1 of 1: lower .*larger one for small"):
             nodes["Likeness_AnalyzeFaces"].execute(**words, on_missing=on_missing)
         with pytest.raises(LikenessError, match="No face to swap was found in picture 2 of 4"):
             swap(swapper(), FRAMES, only(analysed(FRAMES[:1])), Job(sizes=(640,)), models())
+        nobody = analysed(FRAMES[1:2])
+        with pytest.raises(LikenessError, match="choose other faces as target") as caught:  # it does not look for itself
+            swap(swapper(), FRAMES[1:2], only(analysed(FRAMES[:1])), Job(), target=nobody)
+        assert "threshold" not in str(caught.value)
+        with pytest.raises(LikenessError, match="No such face.*choose other numbers") as caught:
+            nodes["Likeness_SelectFaces"].execute(faces=nobody, order="large to small", numbers="all", similarity=0.3,
+                                                  gender="any", min_size=0, on_missing="error")
+        assert "threshold" not in str(caught.value) and "detection" not in str(caught.value)
     else:
         faces, image, count, found, _ = values(nodes["Likeness_AnalyzeFaces"], **words, on_missing=on_missing)
         assert (count, found, faces.frames) == (0, False, ((),)) and torch.equal(image, FRAMES[1:2])
@@ -361,11 +420,36 @@ def test_check_files_tells_all(nodes, folder):
     (folder / "models" / "antelopev2" / "antelopev2" / "glintr100.onnx").unlink()
     text, = values(nodes["Likeness_CheckFiles"], hashes=True)
     for words in ("git-LFS pointer", "missing for InstantID: glintr100.onnx", "identity map buff2fs found", "swapper, ",
-                  "in 1x3x128x128, 1x512, out 1x3x128x128", "not among the known ones", "cv2 comes from",
+                  "in 1x3x128x128, 1x512, out 1x3x128x128", "not the published inswapper_128", "no published sum is known",
+                  "cv2 comes from",
                   "onnxruntime comes from", "non-commercial", "operators Add"):
         assert words in text, words
     quick, = values(nodes["Likeness_CheckFiles"], hashes=False)
     assert "sha256" not in quick
+
+
+def test_check_files_shows_its_way_and_can_be_cancelled(nodes, folder, monkeypatch):
+    from likeness.models.hosting import memory
+    size = sum(path.stat().st_size for path in folder.rglob("*.onnx"))
+    moved = []
+
+    class Bar:
+        def __init__(self, total):
+            moved.append(-total)
+
+        def update(self, amount):
+            moved.append(amount)
+
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    nodes["Likeness_CheckFiles"].execute(hashes=True)
+    assert -moved[0] >= size and sum(moved) == 0 and len(moved) > 10  # the miniature's pack is there too
+
+    def stop():
+        raise comfy.model_management.InterruptProcessingException()
+
+    monkeypatch.setattr(memory, "stop_if_asked", stop)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        nodes["Likeness_CheckFiles"].execute(hashes=True)
 
 
 def test_the_folder_of_insightface_extends_what_is_there(nodes, monkeypatch):

@@ -298,6 +298,25 @@ def test_one_face_a_latent():
         run_guider(cfg_guider(done.model, done.positive, done.negative), latent_of("sdxl", 1))
 
 
+@pytest.mark.parametrize("weight", [0.8, 0.0])
+def test_a_picture_without_a_face_keeps_its_latent(weight):
+    """Of three pictures the middle one shows nobody: its latent gets the zero embedding, the third keeps the third face."""
+    with pytest.raises(LikenessError, match=r"needs a face, and picture 2 of 3 shows none; choose"):
+        applied(1, None, 3, combine=EACH)
+    done = applied(1, None, 3, guided=True, combine=EACH, weight=weight, on_missing="pass through")
+    assert "2 of 3 picture(s)" in done.report and done.found
+    out = run_guider(cfg_guider(done.model, done.positive, done.negative), latent_of("sdxl", 3))
+    again = applied(1, 2, 3, guided=True, combine=EACH, weight=weight)
+    full = run_guider(cfg_guider(again.model, again.positive, again.negative), latent_of("sdxl", 3))
+    near = [bool(torch.allclose(a, b, rtol=1e-4, atol=1e-3)) for a, b in zip(out, full, strict=True)]
+    assert near == [True, False, True]
+    stamped = {**done.negative[0][1], "pooled_output": done.positive[0][1]["pooled_output"]}
+    nobody = run_guider(cfg_guider(done.model, [[done.positive[0][0], stamped]], done.negative), latent_of("sdxl", 3))
+    torch.testing.assert_close(out[1], nobody[1], rtol=1e-4, atol=1e-3)
+    with pytest.raises(LikenessError, match="3 references, one per latent, and the batch holds 2"):
+        run_guider(cfg_guider(done.model, done.positive, done.negative), latent_of("sdxl", 2))
+
+
 def test_the_largest_face_of_a_picture():
     alone = applied(2)
     group = applied((face(1, 20), face(2, 60), face(3, 40)))
@@ -546,6 +565,14 @@ def test_no_face():
     assert not done.found and done.model is base("sdxl")[0] and "passed through" in done.report
     assert "control" not in done.positive[0][1] and done.free is done.positive
     assert "1 of 2 picture(s)" in applied(None, 4).report
+
+
+def test_an_empty_mask_may_pass():
+    done = applied(1, guided=True, mask=torch.zeros(1, 8, 8), on_missing="pass through")
+    assert not done.found and done.model is base("sdxl")[0] and "the mask is empty" in done.report
+    assert "control" not in done.positive[0][1] and done.free is done.positive
+    only_control = applied(1, guided=True, weight=0.0, mask=torch.zeros(1, 8, 8))  # which the mask does not limit
+    assert only_control.found and "reads the face" in only_control.report
 
 
 class Adapter(comfy.controlnet.ControlBase):

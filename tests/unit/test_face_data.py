@@ -41,6 +41,15 @@ def test_orders(order, wanted):
     assert text.count("chosen") == 4
 
 
+def test_the_table_has_the_numbers_of_the_drawing_and_no_choice():
+    text = choose.table(faces((B, A), (), (C,))).splitlines()
+    assert text[0] == "3 faces in 3 pictures"
+    assert [line.split(":")[0] for line in text[1:]] == ["picture 1, face 0", "picture 1, face 1", "picture 3, face 0"]
+    assert not any("chosen" in line for line in text)
+    _, told = choose.select(faces((B, A)), "left to right", (0,))
+    assert "face 1: 30 x 30 at 10, 90, score 0.80, chosen" in told and "face 0: 50 x 50 at 150, 10, score 0.70\n" in told
+
+
 def test_numbers_count_in_each_picture():
     chosen, _ = choose.select(faces((A, B, C), (A,), ()), "large to small", choose.parse_numbers("0, 2"))
     assert [len(frame) for frame in chosen.frames] == [2, 1, 0]
@@ -136,6 +145,29 @@ def test_smoothing_stills_and_does_not_lag():
     assert smooth.smooth(shaken, 0) is shaken
 
 
+def test_the_outline_is_steadied_with_the_points():
+    """The hull is made of the landmarks; where one face of the window has none, all keep their own."""
+    shake = draw(8, 9, 106, 2)
+    shaken = [(frame[0]._replace(landmarks=20 + shake[i]),) for i, frame in enumerate(moving(9, noise=1.0))]
+    marks = [frame[0].landmarks for frame in smooth.smooth(shaken, 2)]
+    weights = torch.exp(-0.5 * torch.arange(-2.0, 3.0) ** 2)
+    want = (torch.stack([shaken[i][0].landmarks for i in range(2, 7)]) * weights[:, None, None]).sum(0) / weights.sum()
+    torch.testing.assert_close(marks[4], want)
+    shaken[3] = (shaken[3][0]._replace(landmarks=None),)
+    marks = [frame[0].landmarks for frame in smooth.smooth(shaken, 2)]
+    assert marks[3] is None and torch.equal(marks[4], shaken[4][0].landmarks)
+    assert not torch.equal(marks[6], shaken[6][0].landmarks)
+
+
+def test_faces_keep_their_seats():
+    """Two that pass from picture to picture in any order, one of them away for a while, a third who comes later."""
+    left, right, third = (tuple(face(x, 20, 40, seed) for _ in range(5)) for x, seed in ((10, 11), (100, 12), (200, 13)))
+    video = [(left[0], right[0]), (right[1], left[1]), (right[2],), (right[3], third[3], left[3]), (third[4], right[4])]
+    assert smooth.seats(video) == [[0, 1], [1, 0], [1], [1, 0, 2], [0, 1]]
+    strangers = [(A, B), (face(200, 120, 30, 21), face(20, 20, 30, 22)), ()]
+    assert smooth.seats(strangers) == [[0, 1], [0, 1], []]
+
+
 def test_chains_end_at_cuts_and_gaps():
     same = moving(3)
     cut = [(frame[0]._replace(embedding=draw(77, 512)),) for frame in moving(3, seed=6)]
@@ -227,11 +259,32 @@ def test_points_move_with_the_picture_and_dots_do_not_grow():
     assert set(plain.unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize(("given", "wanted"), [((0, 0), (301, 203)), ((1024, 0), (1024, 688)), ((0, 1024), (1520, 1024)),
+                                               ((640, 640), (640, 640)), ((8, 0), (8, 8))])
+def test_one_side_keeps_the_shape(given, wanted):
+    assert drawing.keypoint_size(*given, 301, 203) == wanted
+
+
+@pytest.mark.parametrize("style", drawing.STYLES)
+def test_a_face_without_points_is_not_drawn(style):
+    with pytest.raises(LikenessError, match="no five points.*connect faces of Analyze Faces"):
+        drawing.draw_keypoints([face(), face()._replace(keypoints=torch.zeros(5, 2))], 64, 64, style)
+
+
 def test_marks_are_drawn_on_a_copy():
     picture = torch.zeros(100, 120, 3)
     marked = drawing.annotate(picture, [face(20, 20, 60)])
     assert marked.shape == picture.shape and marked.any() and not picture.any()
     assert drawing.annotate(picture, []) is picture
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_marked_pictures_are_where_and_what_the_others_are(kind):
+    """Pictures with and without a face are one batch; the kind stands for the device too, which a CPU has but one of."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    picture = torch.zeros(100, 120, 3, dtype=kind, device=device)
+    marked, bare = drawing.annotate(picture, [face(20, 20, 60)]), drawing.annotate(picture, [])
+    assert (marked.dtype, marked.device) == (bare.dtype, bare.device) == (kind, picture.device)
 
 
 # -- core's detectors ----------------------------------------------------------------------------------

@@ -62,11 +62,24 @@ def small(job: dict) -> dict:
             job[key]["inputs"].update(values)
     job["drawn"] = {"class_type": "LoadImage", "inputs": {"image": "scene.png"}}
     (swap,) = of_type(job, "Likeness_SwapFaces")
-    job[swap]["inputs"].update(image=["drawn", 0], mask_kind="box")  # the synthetic outline is no face's
+    # the synthetic outline is no face's, and its square is as large as auto wants it
+    job[swap]["inputs"].update(image=["drawn", 0], mask_kind="box", detection_size="auto")
     for key in of_type(job, "Likeness_AnalyzeFaces"):
         if job[key]["inputs"]["image"] == [swap, 0]:
             job[key]["inputs"]["image"] = ["drawn", 0]
     return job
+
+
+def test_a_person_far_off_is_looked_for_closely():
+    """At 640 a face of the wide scene would be half as large as the detector needs it."""
+    sizes = {}
+    for path in OWN_FILES:
+        if path.stem in workflow_portrait.ABOUT:
+            swaps = [node for node in workflows.load(path)["nodes"] if node["type"] == "Likeness_SwapFaces"]
+            sizes[path.stem] = ["1280" in node["widgets_values"] for node in swaps]
+    assert sizes == {name: [name == workflow_portrait.WIDE_SCENE] for name in workflow_portrait.ABOUT}
+    says = {name: "prompt beside it" in text for name, text in workflow_portrait.NOTES.items()}
+    assert says == {name: name != workflow_portrait.WITH_INSTANTID for name in says}
 
 
 def without(job: dict) -> dict:
