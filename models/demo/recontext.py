@@ -1,7 +1,7 @@
 """RealCustom++'s pairs in the miniature world: the same creature in another context, pose and size.
 
 The curriculum: pair k of n was drawn at progress k / n, from references that stand as close as in the target's world to
-turned ones that fill a third of their picture. Training opens them in this order.
+turned ones, many of them further away. Training opens them in this order.
 """
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .world import Rows, Variation
 BLOCK = 128
 CELLS = 8
 # at the start and at the end of the curriculum: turn in radians, largest margin as a share of the creature
-STAGES = ((0.05, 0.1), (0.35, 1.0))
-OPEN_AT_START, ALL_OPEN_AT = 0.4, 0.5  # share of the pairs; share of the steps
+STAGES = ((0.05, 0.1), (0.2, 0.4))
+OPEN_AT_START, ALL_OPEN_AT = 0.4, 0.67  # share of the pairs; share of the steps
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -45,7 +45,8 @@ def prepare(n: int, seed: int, variation: Variation, side: int, encode_image: Ca
     for start in range(0, n, BLOCK):
         count, progress = min(BLOCK, n - start), start / n
         turn, most = (a + (b - a) * progress for a, b in zip(*STAGES, strict=True))
-        margin = STAGES[0][1] + (most - STAGES[0][1]) * torch.rand(count, generator=generator)
+        # squared: most stand near at any time, since a far one of 64 pixels hardly shows who it is
+        margin = STAGES[0][1] + (most - STAGES[0][1]) * torch.rand(count, generator=generator).square()
         pair = draw_pairs(count, generator, variation, Variation(turn=turn, mirror=True), margin, side)
         deep, local = encode(pair.reference)
         mask = F.adaptive_avg_pool2d(pair.mask[:, None], CELLS)[:, 0]

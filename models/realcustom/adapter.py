@@ -43,6 +43,21 @@ class RealCustom(nn.Module):
                     bound = parameter.shape[1] ** -0.5
                     parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
+    def even_out(self, mean: Tensor, deviation: Tensor) -> None:
+        """Folds (x - mean) / deviation, both (v,), into every layer that reads features: encoders whose features are of
+        different size begin on equal terms. For the form that reads deep and local features."""
+        projector: Any = self.projector
+        scale = 1 / deviation.clamp_min(1e-6)
+        with torch.no_grad():
+            first = projector.projector_base
+            first.weight.mul_(scale)
+            first.bias.sub_(first.weight @ mean)
+            normed = (mean - mean.mean()) / _size(mean, deviation)
+            for norm in (projector.min_attention.norm1, projector.min_attention.norm2):
+                own = scale * _size(mean, deviation)
+                norm.bias.sub_(norm.weight * normed * own)
+                norm.weight.mul_(own)
+
     def encode(self, features: list[Tensor]) -> Tensor:
         """Features in the release's order -> tokens (b, l, d)."""
         return self.projector(features)
@@ -51,6 +66,11 @@ class RealCustom(nn.Module):
         """Tokens (b, l, d) -> keys and values (b, l, channels) of layer "output.3.0"."""
         layer: Any = self.layers[key.replace(".", "_")]
         return layer.k(tokens), layer.v(tokens)
+
+
+def _size(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Root mean square by which a LayerNorm divides a token, for a token of average size."""
+    return (deviation.square() + (mean - mean.mean()).square()).mean().sqrt()
 
 
 def release_names(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:

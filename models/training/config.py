@@ -27,6 +27,8 @@ class TrainConfig:
 
     drop_*: chance of training without the text, the reference, both (three independent draws a sample).
     global_off, local_off: chance of one level of the injection off, so that one run serves all ablations.
+    noisiest_of: the timestep is the noisiest of so many draws (density k t^(k - 1)): what a reference can tell is decided early.
+    subject_weight: how much more the loss counts inside the subject, where the data has its mask: 1 + weight * mask.
     mode "modules" trains the new modules on a frozen base (the paper trains the base too).
     """
     steps: int = 1000
@@ -46,6 +48,8 @@ class TrainConfig:
     drop_both: float = 0.05
     global_off: float = 0.0
     local_off: float = 0.0
+    noisiest_of: int = 1
+    subject_weight: float = 0.0
     weight_normal: float = 2.0
     weight_decouple: float = 1.0
     weight_contrast: float = 0.5
@@ -63,13 +67,13 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise LikenessError(f"The training setting {name} may be {', '.join(known)}, got "
                                     f"'{getattr(self, name)}'.")
-        for name in ("steps", "batch", "accumulation", "save_every", "csv_every"):
+        for name in ("steps", "batch", "accumulation", "noisiest_of", "save_every", "csv_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         for name in (*DROPS, "ema", "lr_floor"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("beta1", "beta2"):
             self._expect(name, 0 <= getattr(self, name) < 1, "between 0 and 1, without 1")
-        for name in ("warmup", "clip", "weight_decay"):
+        for name in ("warmup", "clip", "weight_decay", "subject_weight"):
             self._expect(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("weight_normal", "weight_decouple", "weight_contrast"):
             self._expect(name, math.isfinite(getattr(self, name)), "a number")

@@ -20,7 +20,7 @@ from .base import Base, Batch, Cross
 from .config import TrainConfig
 
 MASKED = 0.5   # share of samples that learn under a mask, as the word's mask will limit them later
-LEAST = 0.4    # weakest such mask: the live one is soft
+AREA = 0.22    # share of the picture that such a mask takes, as the live one does with its default of top places
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # reference pictures (n, 3, s, s) -> features deep, local
 
 
@@ -63,11 +63,11 @@ class RealCustomTask:
             if latents is None:
                 latents = base.encode_image(_there(batch.target, "target").to(base.device))
             latents = latents.to(base.device)
-            t = base.timesteps(n, generator)
+            t = torch.stack([base.timesteps(n, generator) for _ in range(self.train.noisiest_of)]).amax(0)
             x_t, target, weight = base.noised(latents, t, torch.randn(latents.shape, generator=generator).to(latents))
             mask = self._mask(batch, generator)
         tokens = self.adapter.encode(features)
-        loss = denoise(base.denoise(x_t, t, rows, cross=self._cross(tokens, mask)), target, weight)
+        loss = denoise(base.denoise(x_t, t, rows, cross=self._cross(tokens, mask)), target, self._weight(weight, batch, latents))
         loss.backward()
         return {"total": float(loss.detach())}
 
@@ -81,14 +81,22 @@ class RealCustomTask:
                 for part, nothing in zip((deep, local), self.black, strict=True)]
 
     def _mask(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
-        """(n, 1, h, w) or None: round the subject for some samples, grown by a cell, not always at full strength."""
-        chance = torch.rand(len(batch.captions), 2, generator=generator)
+        """(n, 1, h, w) of 0 and 1, or None: for some samples only the places where most of the subject is."""
+        limited = torch.rand(len(batch.captions), generator=generator) < MASKED
         if batch.mask is None:
             return None
-        grown = F.max_pool2d(batch.mask[:, None].float(), 3, 1, 1)
-        strength = (LEAST + (1 - LEAST) * chance[:, 1]).view(-1, 1, 1, 1)
-        limited = (chance[:, 0] < MASKED).view(-1, 1, 1, 1)
-        return torch.where(limited, grown * strength, 1.0).to(self.base.device)
+        share = batch.mask.flatten(1).float()
+        best = share.topk(max(1, round(AREA * share.shape[1])), 1).indices
+        places = torch.zeros_like(share).scatter_(1, best, 1.0).view_as(batch.mask)[:, None]
+        return torch.where(limited.view(-1, 1, 1, 1), places, 1.0).to(self.base.device)
+
+    def _weight(self, weight: Tensor | None, batch: Batch, latents: Tensor) -> Tensor | None:
+        """The base's weight, times 1 + subject_weight * mask where the data knows where the subject is."""
+        if batch.mask is None or not self.train.subject_weight:
+            return weight
+        inside = F.adaptive_avg_pool2d(batch.mask[:, None].float().to(latents.device), latents.shape[-2:])
+        more = 1 + self.train.subject_weight * inside
+        return more if weight is None else more * (weight.view(1, -1, 1, 1) if weight.ndim == 1 else weight)
 
     def _cross(self, tokens: Tensor, mask: Tensor | None) -> Cross:
         known = dict(self.config.layers)

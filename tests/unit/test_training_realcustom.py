@@ -13,7 +13,7 @@ from likeness.models.realcustom.adapter import build
 from likeness.models.realcustom.config import RealCustomConfig
 from likeness.models.training.base import Batch
 from likeness.models.training.loop import train
-from likeness.models.training.realcustom import LEAST, RealCustomTask
+from likeness.models.training.realcustom import RealCustomTask
 from unit.training_toy import CHANNELS, LAYERS, WIDTH, ToyBase, draw, settings
 
 VISION = 64
@@ -94,15 +94,60 @@ def test_a_dropped_reference_is_the_black_picture():
     assert task(drop_both=1.0).step(batch, seeded()) == task(drop_both=1.0).step(both, seeded())
 
 
-def test_masks_stand_round_the_subject_for_half_of_the_samples():
-    here = torch.zeros(400, 8, 8)
-    here[:, 2, 3] = 1.0
-    masks = task()._mask(Source().batch(400, seeded())._replace(mask=here), seeded())
-    limited = masks.amin((1, 2, 3)) == 0
+def test_masks_are_the_places_where_most_of_the_subject_is_for_half_of_the_samples():
+    share = torch.rand(400, 8, 8, generator=seeded(9))
+    masks = task()._mask(Source().batch(400, seeded())._replace(mask=share), seeded())[:, 0].flatten(1)
+    limited = masks.amin(1) == 0
     assert 0.4 < limited.float().mean() < 0.6 and bool((masks[~limited] == 1).all())
-    grown = masks[limited][:, 0]
-    assert bool(((grown > 0).flatten(1).sum(1) == 9).all()) and bool((grown[:, 1:4, 2:5] >= LEAST - 1e-6).all())
+    assert set(masks[limited].unique().tolist()) == {0.0, 1.0} and bool((masks[limited].sum(1) == 14).all())
+    inside, outside = share.flatten(1)[limited], masks[limited] == 0
+    assert bool((inside.masked_fill(outside, 2).amin(1) >= inside.masked_fill(~outside, -1).amax(1)).all())
     assert task()._mask(Source().batch(2, seeded()), seeded()) is None
+
+
+def test_the_loss_counts_more_inside_the_subject():
+    """By hand: 1 + 3 m, times the base's weight for a channel; a batch without masks counts everywhere alike."""
+    batch, latents = Source().batch(2, seeded()), torch.zeros(2, 4, 4, 4)
+    here = torch.zeros(2, 8, 8)
+    here[:, :2, :2] = 1.0
+    here[:, 2:4, :1] = 1.0
+    own = task(subject_weight=3.0)
+    want = torch.ones(2, 1, 4, 4)
+    want[:, :, 0, 0], want[:, :, 1, 0] = 4.0, 2.5
+    assert torch.equal(own._weight(None, batch._replace(mask=here), latents), want)
+    channels = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert torch.equal(own._weight(channels, batch._replace(mask=here), latents), want * channels.view(1, 4, 1, 1))
+    assert own._weight(channels, batch, latents) is channels and task()._weight(None, batch._replace(mask=here), latents) is None
+
+
+def test_the_noisiest_of_some_draws_is_taken(monkeypatch):
+    """Density k t^(k - 1): mean k / (k + 1) of the range."""
+    for draws in (1, 3):
+        own, seen = task(noisiest_of=draws), []
+
+        def noised(latents, t, noise, seen=seen):
+            seen.append(t)
+            raise RuntimeError("enough")
+        monkeypatch.setattr(own.base, "timesteps", lambda n, generator: torch.rand(n, generator=generator))
+        monkeypatch.setattr(own.base, "noised", noised)
+        with pytest.raises(RuntimeError, match="enough"):
+            own.step(Source().batch(4000, seeded()), seeded())
+        assert abs(float(seen[0].mean()) - draws / (draws + 1)) < 0.02
+
+
+def test_encoders_of_different_size_begin_on_equal_terms():
+    """The projector reads x as it read (x - mean) / deviation before; what the norms give has the same size in every channel."""
+    own, generator = task(), seeded(4)
+    mean, deviation = torch.randn(VISION, generator=generator), torch.rand(VISION, generator=generator) + 0.2
+    mean[VISION // 2:], deviation[VISION // 2:] = mean[VISION // 2:] * 2, deviation[VISION // 2:] * 3
+    even = torch.randn(4, 500, VISION, generator=generator)
+    before = own.adapter.projector.projector_base(even)
+    own.adapter.even_out(mean, deviation)
+    features = even * deviation + mean
+    torch.testing.assert_close(own.adapter.projector.projector_base(features), before, atol=1e-4, rtol=1e-4)
+    for norm in (own.adapter.projector.min_attention.norm1, own.adapter.projector.min_attention.norm2):
+        values = norm(features).flatten(0, 1)
+        assert values.mean(0).abs().max() < 0.3 and 0.7 < values.std(0).min() and values.std(0).max() < 1.5
 
 
 def test_it_learns_resumes_and_its_file_is_the_releases(tmp_path):
@@ -142,7 +187,7 @@ def test_names_of_networks_with_any_number_of_residual_blocks(blocks):
 
 
 def test_the_curriculum_opens():
-    assert [recontext.open_pairs(100, progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [40, 70, 100, 100]
+    assert [recontext.open_pairs(100, progress) for progress in (0.0, 0.335, 0.67, 1.0)] == [40, 70, 100, 100]
     seen = []
     data = recontext.prepare(recontext.BLOCK + 4, 3, EASY, 32, lambda pixels: pixels[:, :, ::8, ::8],
                              lambda pixels: seen.append(pixels) or (pixels.flatten(2), pixels.flatten(2)))
