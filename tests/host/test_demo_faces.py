@@ -138,10 +138,11 @@ def test_the_step_at_an_edge_is_measured_across_it():
     mask = ((20 - down) / 4).clamp(0, 1)[None]  # the upper part, with a soft lower side
     flat = (across / 32).expand(1, 3, 32, 32)  # changes along the edge only
     hard = torch.where(down < 18, flat + 0.5, flat)
-    steps = _face_miniature.jump(torch.cat([flat, hard]), mask.expand(2, -1, -1))
-    assert steps[0].abs().max() < 1e-5 and steps.shape == (2, 3, 32, 32)
-    there = steps[1][steps[1].abs() > 1e-3]
-    assert there.numel() == 3 * 16 and (there - 0.5).abs().max() < 1e-5
+    sloped = hard - down / 16  # and a slope of its own everywhere
+    steps = _face_miniature.excess(torch.cat([flat, hard, sloped]), mask.expand(3, -1, -1))
+    want = 0.5 * 3 ** 0.5
+    torch.testing.assert_close(steps[:2], torch.tensor([0.0, want]), atol=1e-5, rtol=0)
+    assert abs(float(steps[2]) - want) < 1e-4, "what is usual beside the edge does not count"
 
 
 def test_the_recogniser_learns_from_what_it_will_see():
