@@ -26,14 +26,14 @@ from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
 from .training_miniature import LESSONS_SEED, Progress, miniature_world, same_run, say
 
-PAIRS, STEPS = 12288, 8000
+PAIRS, STEPS = 8192, 8000
 # A reference decides the first steps of a drawing, and a body is a fifth of a picture.
 RECIPE = {"batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "drop_both": 0.06, "noisiest_of": 2, "subject_weight": 2.0,
           "export_dtype": "fp16", "save_every": 200}
 
 
 class Curriculum:
-    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first half of the steps. steps 0:
+    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first two thirds of the steps. steps 0:
     all of them from the start, for an adapter that goes on from a trained one."""
 
     def __init__(self, data: recontext.Recontext, steps: int):

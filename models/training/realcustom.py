@@ -20,7 +20,7 @@ from .base import Base, Batch, Cross
 from .config import TrainConfig
 
 MASKED = 0.5   # share of samples that learn under a mask, as the word's mask will limit them later
-AREA = 0.22    # share of the picture that such a mask takes, as the live one does with its default of top places
+AREA = 0.22    # share of the picture that such a mask takes, as the live one does in the workflows
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # reference pictures (n, 3, s, s) -> features deep, local
 
 
@@ -63,13 +63,22 @@ class RealCustomTask:
             if latents is None:
                 latents = base.encode_image(_there(batch.target, "target").to(base.device))
             latents = latents.to(base.device)
-            t = torch.stack([base.timesteps(n, generator) for _ in range(self.train.noisiest_of)]).amax(0)
+            t = self._timesteps(n, generator)
             x_t, target, weight = base.noised(latents, t, torch.randn(latents.shape, generator=generator).to(latents))
             mask = self._mask(batch, generator)
         tokens = self.adapter.encode(features)
         loss = denoise(base.denoise(x_t, t, rows, cross=self._cross(tokens, mask)), target, self._weight(weight, batch, latents))
         loss.backward()
         return {"total": float(loss.detach())}
+
+    def _timesteps(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) the noisiest of `noisiest_of` draws each."""
+        draws = self.train.noisiest_of
+        if draws == 1:
+            return self.base.timesteps(n, generator)
+        # mixed, since a base may spread its draws evenly in order
+        t = self.base.timesteps(draws * n, generator)
+        return t[torch.randperm(draws * n, generator=generator).to(t.device)].view(draws, n).amax(0)
 
     def _features(self, batch: Batch, black: Tensor) -> list[Tensor]:
         if batch.features is not None:
@@ -85,7 +94,9 @@ class RealCustomTask:
         limited = torch.rand(len(batch.captions), generator=generator) < MASKED
         if batch.mask is None:
             return None
-        share = batch.mask.flatten(1).float()
+        share = batch.mask.float()
+        # a word smaller than that takes its neighbours
+        share = (share + 1e-3 * F.avg_pool2d(share[:, None], 5, 1, 2)[:, 0]).flatten(1)
         best = share.topk(max(1, round(AREA * share.shape[1])), 1).indices
         places = torch.zeros_like(share).scatter_(1, best, 1.0).view_as(batch.mask)[:, None]
         return torch.where(limited.view(-1, 1, 1, 1), places, 1.0).to(self.base.device)
