@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import shutil
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -324,6 +325,7 @@ def test_equal_to_inswapper(oracle, name):
 
 # -- without the libraries -----------------------------------------------------------------------------
 def test_without_insightface_the_nodes_say_how_to_install(monkeypatch):
+    monkeypatch.setattr(hosting, "_loaded", weakref.WeakValueDictionary())  # another test's networks may still live
     monkeypatch.setitem(sys.modules, "insightface", None)
     monkeypatch.setitem(sys.modules, "insightface.model_zoo.model_zoo", None)
     place = support.root() / "models" / "buffalo_l"
