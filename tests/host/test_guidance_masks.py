@@ -17,6 +17,7 @@ from host.support import (
     comfy_extras,
     config_for,
     core,
+    draw,
     encode,
     guidance,
     inject_into,
@@ -364,6 +365,21 @@ def test_the_prediction_is_the_mask_of_that_step(nodes):
     small = torch.nn.functional.interpolate(mask[:, None], live.shape[-2:], mode="area")[:, 0]
     assert torch.corrcoef(torch.stack([small.flatten(), live.flatten()]))[0, 1] > 0.95
     assert not torch.equal(mask, predict(nodes, stop_step=1, negative=negative)[0])
+
+
+def test_the_prediction_keeps_what_an_inpaint_mask_keeps(nodes):
+    """As the sampler does: beyond the noise mask the network sees the LATENT's picture under noise."""
+    free = torch.zeros(1, 1, 8, 8)
+    free[..., 4:] = 1.0
+    picture, negative, how = 8 * draw(4, 1, 4, 8, 8), encode("sd15", "blurry"), guidance(refresh=3)
+    masks = [predict(nodes, negative=negative, cfg=4.0, latent={"samples": picture, **more})[0]
+             for more in ({"noise_mask": free}, {})]
+    off = inject_into(base("sd15")[0], guidance=how, strengths=Strengths(0.0, 1e-6))
+    out = sample(off.model, off.positive, off.negative, steps=3, seed=3, latent=picture, noise_mask=free)
+    live = mask_of(out, how.name, 1)
+    same, other = (float(torch.corrcoef(torch.stack([torch.nn.functional.avg_pool2d(mask, 8).flatten(), live.flatten()]))[0, 1])
+                   for mask in masks)
+    assert same > 0.95 and other < same - 0.05
 
 
 def test_the_prediction_takes_latents_noise_and_any_batch(nodes):
