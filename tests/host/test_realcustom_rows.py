@@ -263,12 +263,26 @@ def test_the_host_moves_a_copy_of_the_mask():
 def test_one_row_of_keys_is_not_copied_for_every_row(monkeypatch):
     seen, real = [], comfy.ldm.modules.attention.optimized_attention
     monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention",
-                        lambda q, k, v, heads: seen.append(k) or real(q, k, v, heads))
+                        lambda q, k, v, heads, **more: seen.append(k) or real(q, k, v, heads, **more))
     q = draw(1, 4, 64, 128)
     options = {stamps.KEY: stamps.RowStamps(((5,),) * 4, (None,) * 4, (16, 16), 1.0), "n_heads": 2, "cond_or_uncond": [0, 1],
                "activations_shape": [4, 128, 8, 8]}
     plan(5, GOLD["in.image"][:1]).add(torch.zeros_like(q), q, KEY, options)
     assert seen[0].shape[0] == 4 and seen[0].stride(0) == 0
+
+
+def test_an_attention_override_acts_on_text_and_picture():
+    """A node that puts its own attention into the model's options reaches both."""
+    lengths = []
+
+    def override(function, q, k, v, *args, **kwargs):
+        lengths.append(k.shape[1])
+        return 2 * function(q, k, v, *args, **kwargs)
+    image, bias = GOLD["in.image"], GOLD["w.to_out.0.bias"]
+    plain = layer(8, [plan(5, image)], [(5,), (5,)])
+    out = layer(8, [plan(5, image)], [(5,), (5,)], optimized_attention_override=override)
+    torch.testing.assert_close(out - bias, 2 * (plain - bias), atol=1e-5, rtol=1e-5)
+    assert lengths == [GOLD["in.text"].shape[1], image.shape[1]]
 
 
 def test_strengths_curve_and_an_adapter_for_another_model():
