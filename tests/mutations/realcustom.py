@@ -5,6 +5,7 @@ from harness.mutate import Mutation
 
 HOSTING, COMMON, CUSTANY, REALCUSTOM = "models/hosting/", "models/common/", "models/custany/", "models/realcustom/"
 HOST = "tests/host/test_"
+VIT, VIT_GOLDEN = "models/vision/vit.py", ("tests/unit/test_vision.py::test_blocks_equal_timm",)
 RC = ("tests/unit/test_realcustom.py",)
 RC_FILES, RC_ROWS, RC_GOLDEN = ((f"{HOST}realcustom_{name}.py",) for name in ("files", "rows", "golden"))
 RC_TRAINING = (f"{HOST}training_realcustom.py",)
@@ -37,6 +38,15 @@ MUTATIONS = [
              'else f"output.{at + 1}.{depth}"', RC),
     Mutation("shallow files are read as highres", REALCUSTOM + "config.py", 'shallow = "projector2.0.weight" in names',
              'shallow = "projector3.0.weight" in names', RC),
+    Mutation("image values read rows of another width", REALCUSTOM + "adapter.py",
+             "self.v = operations.Linear(width, channels,", "self.v = operations.Linear(channels, channels,", RC),
+    # -- the encoders' golden numbers
+    Mutation("the encoder's GELU is the fast one", VIT, "ACTIVATIONS[config.activation]", 'ACTIVATIONS["gelu_tanh"]', VIT_GOLDEN),
+    Mutation("registers count as places", VIT, "return int(self.cls) + self.registers", "return int(self.cls)", VIT_GOLDEN),
+    Mutation("the class token stands behind the places", VIT, "torch.cat([*prefix, x], dim=1)", "torch.cat([x, *prefix], dim=1)",
+             VIT_GOLDEN),
+    Mutation("positions are resampled without antialias", VIT, "antialias=self.config.antialias)", "antialias=False)",
+             VIT_GOLDEN),
     # -- RealCustom++: the release's pixels, schedule and solver
     Mutation("pixels are rounded, not cut off", REALCUSTOM + "preprocess.py", "(pixels * 255).to(torch.uint8)",
              "(pixels * 255).round().to(torch.uint8)", RC_RELEASE),
