@@ -100,11 +100,9 @@ def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[
 def live_area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """As area_of, for a live mask: a row that sees the whole picture gets the release's bilinear resizing.
 
-    One halving for each level of the network: SDXL's two levels are the release's, and in SD1.5's coarser ones, which the
-    release does not have, no cell is skipped."""
-    if area is not None:
-        return area_of(mask, area, latent, size)
-    while tuple(mask.shape) != size:
+    By one halving for each level of the network, so that in SD1.5, whose coarser levels the release does not have, no cell
+    is skipped; what is left when a whole factor is left is the mean of cells, the same as bilinear halves."""
+    while area is None and any(have % want for have, want in zip(mask.shape, size, strict=True)):
         nearer = [max(want, -(-have // 2)) for have, want in zip(mask.shape, size, strict=True)]
         mask = resized(mask[None, None], (nearer[0], nearer[1]))[0, 0]
-    return mask
+    return area_of(mask, area, latent, size)
