@@ -8,6 +8,7 @@ HOST = "tests/host/test_"
 VIT, VIT_GOLDEN = "models/vision/vit.py", ("tests/unit/test_vision.py::test_blocks_equal_timm",)
 RC = ("tests/unit/test_realcustom.py",)
 RC_FILES, RC_ROWS, RC_GOLDEN = ((f"{HOST}realcustom_{name}.py",) for name in ("files", "rows", "golden"))
+RC_HALVES = (f"{HOST}realcustom_rows.py::test_a_live_mask_at_sizes_that_do_not_halve",)
 RC_TRAINING = (f"{HOST}training_realcustom.py",)
 RC_RELEASE = ("tests/unit/test_realcustom_release.py",)
 
@@ -78,19 +79,20 @@ MUTATIONS = [
              "added = added * 1.0", RC_ROWS),
     Mutation("an attention override does not reach the picture", HOSTING + "image_attention.py",
              "text_attention(None, q[index], k, v, extra_options)",
-             'text_attention(None, q[index], k, v, {"n_heads": extra_options["n_heads"]})', RC_ROWS),
+             'text_attention(None, q[index], k, v, {"n_heads": extra_options["n_heads"]})',
+             (f"{HOST}realcustom_rows.py::test_an_attention_override_acts_on_text_and_picture",)),
     Mutation("overlapping masks are averaged", HOSTING + "image_attention.py", "(added * weight).to(out.dtype)",
              "(added * weight / len(stamps.ids[0])).to(out.dtype)", RC_ROWS),
     Mutation("a live mask takes the nearest cell", HOSTING + "row_masks.py",
              "mask = resized(mask[None, None], (nearer[0], nearer[1]))[0, 0]",
-             "mask = F.interpolate(mask[None, None], (nearer[0], nearer[1]))[0, 0]", RC_ROWS),
+             "mask = F.interpolate(mask[None, None], (nearer[0], nearer[1]))[0, 0]", RC_HALVES),
     Mutation("a live mask is shrunk by area", HOSTING + "row_masks.py", "live.shape[-2:]), live_area_of))",
-             "live.shape[-2:]), area_of))", RC_ROWS),
+             "live.shape[-2:]), area_of))", RC_HALVES),
     Mutation("a live mask skips cells where a level is a quarter of the first", HOSTING + "row_masks.py",
-             "max(want, -(-have // 2)) for have, want", "want for have, want", RC_ROWS),
+             "max(want, -(-have // 2)) for have, want", "want for have, want", RC_HALVES),
     Mutation("an artist's mask takes the nearest cell", HOSTING + "row_masks.py",
              'return F.interpolate(mask[None, None], size, mode="area")', 'return F.interpolate(mask[None, None], size)',
-             ("tests/host/test_limits.py",)),
+             (f"{HOST}limits.py::test_area_and_mask_meet_at_the_right_place",)),
     Mutation("DINOv2 without registers will do", HOSTING + "encoders.py", "and numbers[index] in (None, c.registers)", "and True",
              RC_FILES),
     Mutation("the black picture is encoded each time", HOSTING + "realcustom.py", "if encoders.hash not in known:", "if True:",
