@@ -160,8 +160,9 @@ class PredictMask(io.ComfyNode):
                 _values(),
                 io.Latent.Input(
                     "latent", optional=True,
-                    tooltip="In place of width and height: its size and its number of pictures. The look ahead starts from "
-                            "full noise even where a sampler will keep a part of its picture.",
+                    tooltip="In place of width and height: its size, its number of pictures and its noise mask (inpainting). "
+                            "Inside that mask the look ahead starts from full noise even where a sampler will keep a part of "
+                            "its picture.",
                 ),
                 io.Noise.Input("noise", optional=True, tooltip="In place of the seed: core's noise for Sampler Custom."),
                 io.Conditioning.Input(

@@ -27,20 +27,21 @@ from ..models.training.realcustom import RealCustomTask
 from .training_miniature import LESSONS_SEED, Progress, miniature_world, same_run, say
 
 PAIRS, STEPS = 8192, 8000
-# A reference decides the first steps of a drawing, and a body is a fifth of a picture.
+# A reference decides the first steps of a drawing, and a body is a fifth of a picture. No drop_reference of its own: the
+# settings' 0.05 and drop_both leave a tenth of the references black, as many as the release's training code.
 RECIPE = {"batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "drop_both": 0.06, "noisiest_of": 2, "subject_weight": 2.0,
           "export_dtype": "fp16", "save_every": 200}
 
 
 class Curriculum:
-    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first two thirds of the steps. steps 0:
-    all of them from the start, for an adapter that goes on from a trained one."""
+    """Batches of the miniature's pairs: from like poses and sizes to unlike ones over the first two thirds of a run of so many
+    batches. batches 0: all of them from the start, for an adapter that goes on from a trained one."""
 
-    def __init__(self, data: recontext.Recontext, steps: int):
-        self.data, self.steps, self.count = data, steps, 0
+    def __init__(self, data: recontext.Recontext, batches: int):
+        self.data, self.batches, self.count = data, batches, 0
 
     def batch(self, n: int, generator: torch.Generator) -> Batch:
-        progress = self.count / self.steps if self.steps else 1.0
+        progress = self.count / self.batches if self.batches else 1.0
         index = torch.randint(0, recontext.open_pairs(len(self.data.scene), progress), (n,), generator=generator)
         self.count += 1
         captions, words = lessons.told(self.data, index, generator)
@@ -61,7 +62,7 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
     Raises LikenessError where `out` holds a run on other weights or lessons, or one that began with another adapter."""
     pairs, steps, start = settings.pop("pairs", PAIRS), settings.pop("steps", None) or STEPS, settings.pop("start", None)
     paths = [weights / f"{name}.safetensors" for name in ("base", "dino", "mae")]
-    lessons_key = cache_key(pairs, LESSONS_SEED, recontext.STAGES)
+    lessons_key = cache_key(pairs, LESSONS_SEED, recontext.LAW)
     same_run(out, {"weights": [files.sha256(path) for path in paths], "lessons": lessons_key, "begun_with": _digest(start)})
     base = MiniatureBase(paths[0], paths[1:], training_device(device))
     config = config_of(base.width, base.layers, [vit for _, vit in base.encoders], max(base.sizes))
@@ -72,7 +73,8 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
     if start is None:
         task.adapter.even_out(*(part.to(base.device) for part in _spread(data)))
     _begin_with(task, start)
-    result = train(task, train_config, Curriculum(data, 0 if start else steps), out, log=Progress(),
+    source = Curriculum(data, 0 if start else steps * train_config.accumulation)
+    result = train(task, train_config, source, out, log=Progress(),
                    metadata={"command": command, "dataset_license": "drawn by this pack, GPL-3.0",
                              "device": base.device.type})
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
@@ -85,7 +87,7 @@ def _pairs(out: Path, weights: Path, pairs: int, base: MiniatureBase, encode: An
     """Drawn once for a folder; kept beside its checkpoints under a name that tells all they hang on."""
     started = time.time()
     frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
-    kept = out / f"recontext_{cache_key(frozen, pairs, side, LESSONS_SEED, recontext.STAGES)}.pt"
+    kept = out / f"recontext_{cache_key(frozen, pairs, side, LESSONS_SEED, recontext.LAW)}.pt"
     data = kept_or_made(kept, recontext.Recontext, lambda: recontext.prepare(
         pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode))
     say(f"{pairs} pairs drawn in {time.time() - started:.0f} s, {base.device}")
@@ -116,14 +118,15 @@ def _begin_with(task: RealCustomTask, start: Path | None) -> None:
 
 
 def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
-    """On a folder of pictures for an SD1.5 or SDXL checkpoint. Raises LikenessError where the folder of the run holds one on
-    another checkpoint or other encoders, or one that began with another adapter."""
+    """On a folder of pictures for an SD1.5 or SDXL checkpoint. Such a folder does not tell where the subject is in the targets
+    (its masks are the references'), so no sample learns under a mask and no place counts more. Raises LikenessError where the
+    folder of the run holds one on another checkpoint or other encoders, or one that began with another adapter."""
     frozen = [files.sha256(path) for path in (args.checkpoint, *args.encoders)]
     same_run(args.out, {"weights": frozen, "begun_with": _digest(args.start)})
     base = load_checkpoint_base(args.checkpoint, args.encoders)
     config = config_of(base.width, base.layers, [item.config for item in base.encoders.items], SIDE)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
-    settings = TrainConfig(seed=args.seed, **{"drop_reference": 0.1, **given})
+    settings = TrainConfig(seed=args.seed, **{"drop_reference": 0.1, **given})  # as the release's training code
     task = RealCustomTask(base, config, settings, checkpoint_encode(base, config), 2 * SIDE,
                           [item.sha256 for item in base.encoders.items], base.residual_blocks)
     _begin_with(task, args.start)

@@ -13,14 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import world
-from .lessons import draw_pairs
+from .lessons import GARMENT, OTHER_KIND, draw_pairs
 from .world import Rows, Variation
 
 BLOCK = 128
 CELLS = 8
 # at the start and at the end of the curriculum: turn in radians, largest margin as a share of the creature
 STAGES = ((0.05, 0.1), (0.2, 0.4))
+NEARNESS = 2  # power of the margin's draw: most stand near at any time, since a far one of 64 pixels hardly shows who it is
 OPEN_AT_START, ALL_OPEN_AT = 0.4, 0.67  # share of the pairs; share of the steps
+# all that decides what is drawn and when: what a cache of pairs and a run of training hang on
+LAW = (STAGES, NEARNESS, BLOCK, CELLS, OPEN_AT_START, ALL_OPEN_AT, OTHER_KIND, GARMENT)
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -45,8 +48,7 @@ def prepare(n: int, seed: int, variation: Variation, side: int, encode_image: Ca
     for start in range(0, n, BLOCK):
         count, progress = min(BLOCK, n - start), start / n
         turn, most = (a + (b - a) * progress for a, b in zip(*STAGES, strict=True))
-        # squared: most stand near at any time, since a far one of 64 pixels hardly shows who it is
-        margin = STAGES[0][1] + (most - STAGES[0][1]) * torch.rand(count, generator=generator).square()
+        margin = STAGES[0][1] + (most - STAGES[0][1]) * torch.rand(count, generator=generator) ** NEARNESS
         pair = draw_pairs(count, generator, variation, Variation(turn=turn, mirror=True), margin, side)
         deep, local = encode(pair.reference)
         mask = F.adaptive_avg_pool2d(pair.mask[:, None], CELLS)[:, 0]

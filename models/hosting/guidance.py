@@ -48,11 +48,13 @@ def make_guidance(word: Word, scope: float, norm: str, keep: str, binary: bool, 
 
 
 class State:
-    """The masks of a run (of one window of a video). alone: before overlaps are shared; x, sigma: what they are for."""
+    """The masks of a run (of one window of a video). alone: before overlaps are shared; masks: of the words that act, sharing
+    among themselves; x, sigma: what they are for."""
 
     def __init__(self) -> None:
         self.alone: dict[str, Tensor] = {}
         self.masks: dict[str, Tensor] = {}
+        self.active: set[str] = set()
         self.x: Tensor | None = None
         self.sigma = -1.0
 
@@ -69,6 +71,7 @@ class Run:
         self.states: dict[Any, State] = {}
         self.steps: dict[str, dict[int, Tensor]] = {}
         self.texts: dict[str, str] = {}
+        self.length = 0  # steps of the sampling
 
     def note(self, guides: list[Guidance], masks: dict[str, Tensor], step: int, at_level: bool) -> None:
         """Keeps a step's masks; an evaluation between two levels does not take the place of one at a level."""
@@ -86,7 +89,7 @@ class Run:
 
     def words(self) -> dict[str, WordRun]:
         """What the recorder keeps."""
-        return {name: WordRun(self.texts[name], tuple((step, mask.cpu()) for step, mask in sorted(steps.items())))
+        return {name: WordRun(self.texts[name], tuple((step, mask.cpu()) for step, mask in sorted(steps.items())), self.length)
                 for name, steps in self.steps.items()}
 
 
@@ -130,14 +133,14 @@ def _window(options: dict[str, Any]) -> Any:
 
 def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run, state: State,
            guides: list[Guide]) -> None:
-    """New masks for all words that are due at this step, in one pass; the others keep theirs."""
+    """New masks for all words that are due at this step, in one pass; the others keep theirs, but share with those that act."""
     options = model_options["transformer_options"]
     sigma, schedule = float(timestep.max()), options.get("sample_sigmas")
     step, at_level = step_of(sigma, schedule)
     active = {g.guidance.name: g.guidance for g in guides if g.timing.factor(sigma, schedule)}
-    due = {name: one for name, one in active.items() if step < one.refresh or name not in state.masks}
+    due = {name: one for name, one in active.items() if step < one.refresh or name not in state.alone}
     state.x, state.sigma = x.clone(), sigma
-    if not due:
+    if not due and state.active == active.keys():
         return
     asked = {name: one for name, one in due.items() if not one.replace}
     made = _pass(executor, model, x, timestep, model_options, run, asked, guides[0].layers) if asked else {}
@@ -148,8 +151,13 @@ def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options
             state.alone[name] = fitted(one.mask, latent).to(x.device)
         elif name in made:
             state.alone[name] = composed(made[name], latent, one.mask)
-    state.masks = shared(state.alone, {name for name, one in active.items() if one.share})
-    run.note(list(due.values()), state.masks, step, at_level)
+    # a word whose injector rests takes no part of a place from those that act
+    masks = shared({name: mask for name, mask in state.alone.items() if name in active},
+                   {name for name, one in active.items() if one.share})
+    changed = [one for name, one in active.items()
+               if name in due or name in masks and not torch.equal(masks[name], state.masks.get(name, masks[name].new_empty(0)))]
+    state.masks, state.active = masks, set(active)
+    run.note(changed, masks, step, at_level)
 
 
 def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run,
@@ -194,7 +202,7 @@ def _note_prompts(executor, guider, sigmas, extra_args, *args, **kwargs):
                     place = tuple(entry.get("area") or ()), picture_hash(entry.get("mask"))
                     asks = id(stamp), id(entry.get("cross_attn")), id(entry.get("control")), id(entry.get("hooks"))
                     found[asks, place, times] = entry
-        run.entries = list(found.values())
+        run.entries, run.length = list(found.values()), len(sigmas) - 1
     return executor(guider, sigmas, extra_args, *args, **kwargs)
 
 

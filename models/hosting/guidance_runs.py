@@ -14,9 +14,10 @@ KEPT = 8
 
 
 class WordRun(NamedTuple):
-    """text: the word. masks: (step, (b, 1, h, w)) of every step that made one; later steps kept the last."""
+    """text: the word. masks: (step, (b, 1, h, w)) of every step that changed it; later ones kept the last. steps: of the run."""
     text: str
     masks: tuple[tuple[int, Tensor], ...]
+    steps: int
 
 
 class Runs:

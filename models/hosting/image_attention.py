@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import comfy.ldm.modules.attention
 import comfy.patcher_extension
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ class ImageInjection:
         else:
             picked = [(row % batch) % pair.k.shape[0] for row in rows]
             k, v = (t.to(q)[picked] for t in (pair.k, pair.v))
-        added = comfy.ldm.modules.attention.optimized_attention(q[index], k, v, extra_options["n_heads"])
+        added = text_attention(None, q[index], k, v, extra_options)  # the host's own, with an artist's override of it
         share = row_masks(self.plan.mask, self.plan.guidance, stamps, rows, batch, q, extra_options)
         if share is not None:
             added = added * share

@@ -41,45 +41,65 @@ class Plan(NamedTuple):
     cfg: float = 1.0
 
 
+class Walk(NamedTuple):
+    """A part of a sampling: from a LATENT's samples under a NOISE (b, c, h, w), Euler steps along the first `stop` of the levels;
+    kept: the LATENT's noise_mask, as the host takes it, or None."""
+    samples: Tensor
+    noise: Tensor
+    sigmas: Tensor
+    stop: int
+    kept: Tensor | None = None
+    seed: int = 0
+
+
 def predict_mask(model: Any, positive: list[Any], guidance: Guidance, latent: dict[str, Any], plan: Plan,
                  negative: list[Any] | None = None) -> Predicted:
     """Euler steps on the text alone; the attention of the last one makes the mask. Raises LikenessError."""
     if not guidance.word.columns:
         raise LikenessError(f"\"{guidance.word.text}\" is not in the prompt, so there is nothing to look for; write it into the "
                             "text of Subject Prompt.")
-    layers = tuple(attention_blocks(model))
-    if not layers:
+    if not attention_blocks(model):
         raise LikenessError(f"{type(model.model).__name__} has no text attention of the kind that a word's mask is read from; "
                             "load an SD1.5 or SDXL checkpoint.")
-    marked, targets = _marked(positive, guidance)
-    model = model.clone()
-    add_reader(model)
-    add_capture(model)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), plan.scheduler, plan.steps)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = (plan.noise.generate_noise({**latent, "samples": samples}) if plan.noise is not None
              else comfy.sample.prepare_noise(samples, plan.seed, latent.get("batch_index")))
-    guider = comfy.samplers.CFGGuider(model)
     # some schedulers give fewer levels than steps
-    look = _Look(guider, Capture(targets, layers, False), min(plan.stop, plan.steps, len(sigmas) - 1))
-    guider.set_conds(marked, [stamped(entry, 0) for entry in negative or []])
-    guider.set_cfg(plan.cfg if negative else 1.0)
-    guider.sample(noise, samples, comfy.samplers.KSAMPLER(look), sigmas, disable_pbar=True, seed=plan.seed)
-    size = (samples.shape[-2], samples.shape[-1])
-    if not look.capture.sums:
-        raise LikenessError(f"No prompt that holds \"{guidance.word.text}\" acts at step {look.stop}; choose another stop_step, "
-                            "or connect the prompt before its timestep range.")
-    made = [finished(total, guidance, look.capture.areas[number], look.regions.get(number), size)
-            for (number, _), total in look.capture.sums.items()]
-    mask = composed(made, size, guidance.mask)[:, 0].float().cpu()
-    full = F.interpolate(mask[:, None], (CELL * size[0], CELL * size[1]), mode="bilinear", align_corners=False)[:, 0]
-    picture = overlay(_seen(model, look.x0, full.shape[1:3]), mask)
+    walk = Walk(samples, noise, sigmas, min(plan.stop, plan.steps, len(sigmas) - 1), latent.get("noise_mask"), plan.seed)
+    mask, x0 = mask_after(model, positive, guidance, walk, negative, plan.cfg)
+    size = CELL * samples.shape[-2], CELL * samples.shape[-1]
+    full = F.interpolate(mask[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    picture = overlay(_seen(model, x0, size), mask)
     share = 100 * float((mask > 0).float().mean())
-    report = (f"\"{guidance.word.text}\" after {look.stop} of {plan.steps} steps: the mask covers {share:.0f} % of the picture"
+    report = (f"\"{guidance.word.text}\" after {walk.stop} of {plan.steps} steps: the mask covers {share:.0f} % of the picture"
               + ("" if negative else "; without a negative prompt the model is asked at cfg 1")
               + ("; it starts from full noise, so where a sampler keeps a part of the LATENT's picture (denoise below 1), that "
                  "part is not foreseen" if samples.any() else ""))
     return Predicted(to_intermediate(full), to_intermediate(picture), report)
+
+
+def mask_after(model: Any, positive: list[Any], guidance: Guidance, walk: Walk, negative: list[Any] | None = None,
+               cfg: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Mask (b, h, w) of the word from the attention of the walk's last step, and what that step took for the clean latent
+    (b, c, h, w). Raises LikenessError where no prompt with the word acts there."""
+    marked, targets = _marked(positive, guidance)
+    model = model.clone()
+    add_reader(model)
+    add_capture(model)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(marked, [stamped(entry, 0) for entry in negative or []])
+    guider.set_cfg(cfg if negative else 1.0)
+    look = _Look(guider, Capture(targets, tuple(attention_blocks(model)), False), walk.stop)
+    guider.sample(walk.noise, walk.samples, comfy.samplers.KSAMPLER(look), walk.sigmas, walk.kept, disable_pbar=True,
+                  seed=walk.seed)
+    if not look.capture.sums:
+        raise LikenessError(f"No prompt that holds \"{guidance.word.text}\" acts at step {walk.stop}; choose another stop_step, "
+                            "or connect the prompt before its timestep range.")
+    size = (walk.samples.shape[-2], walk.samples.shape[-1])
+    made = [finished(total, guidance, look.capture.areas[number], look.regions.get(number), size)
+            for (number, _), total in look.capture.sums.items()]
+    return composed(made, size, guidance.mask)[:, 0].float().cpu(), look.x0
 
 
 def _marked(positive: list[Any], guidance: Guidance) -> tuple[list[Any], list[Target]]:

@@ -11,7 +11,7 @@ from ..common.errors import LikenessError
 from ..common.images import resize, to_rgb
 from ..common.records import Guidance
 from ..realcustom.overlay import overlay, sheet
-from .guidance_runs import RUNS
+from .guidance_runs import RUNS, WordRun
 from .memory import to_intermediate
 
 TILE, COLUMNS = 192, 6
@@ -28,12 +28,14 @@ def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, ev
     """Of the run that made a latent's samples (b, c, h, w). Raises LikenessError when that run is not kept any more."""
     run = RUNS.find(samples)
     if run is None:
-        raise LikenessError("The masks of this LATENT are not kept any more (only those of the last 8 runs are), or it is not a "
-                            "sampler's own output; connect the sampler's LATENT and queue the sampler again (change its seed).")
+        raise LikenessError("No masks are kept for this LATENT: its run is not one of the last 8, or it is not a sampler's own "
+                            "output, or no injector with a GUIDANCE acted in it (all strengths 0); connect the sampler's LATENT, "
+                            "raise a strength, and queue the sampler again (change its seed).")
     if guidance.name not in run and not every_word:
         words = ", ".join(f"\"{one.text}\"" for one in run.values())
         raise LikenessError(f"This LATENT was sampled with masks of {words}, and not with this GUIDANCE of "
-                            f"\"{guidance.word.text}\"; connect the GUIDANCE that its injector has.")
+                            f"\"{guidance.word.text}\"; connect the GUIDANCE that its injector has, and see that the injector's "
+                            "strengths are not all 0.")
     chosen = list(run.values()) if every_word else [run[guidance.name]]
     size = (samples.shape[-2], samples.shape[-1])
     masks, tiles, lines = [], [], []
@@ -42,7 +44,7 @@ def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, ev
             planes = F.interpolate(mask.float(), size, mode="bilinear", align_corners=False)[:, 0]
             masks.append(planes)
             tiles.append(overlay(_tiles(image, mask.shape[0], size), mask[:, 0].float(), colour))
-        lines.append(_line(word.text, word.masks))
+        lines.append(_line(word))
     masks_, strip = torch.cat(masks), sheet(torch.cat(tiles), COLUMNS)
     return Preview(to_intermediate(masks_), to_intermediate(strip), "\n".join(lines))
 
@@ -56,11 +58,13 @@ def _tiles(image: Tensor | None, count: int, size: tuple[int, int]) -> Tensor:
     return small[[k % small.shape[0] for k in range(count)]]
 
 
-def _line(text: str, masks: tuple[tuple[int, Tensor], ...]) -> str:
-    steps = ", ".join(str(step + 1) for step, _ in masks)
-    last = masks[-1][1] > 0
+def _line(word: WordRun) -> str:
+    steps = ", ".join(str(step + 1) for step, _ in word.masks)
+    step, mask = word.masks[-1]
+    last, many = mask > 0, "s" if len(word.masks) > 1 else ""
     share, empty = float(last.float().mean()), int((~last.flatten(1).any(1)).sum())
+    later = " and serves all later steps" if step + 1 < word.steps else ""
     nowhere = (f"; in {empty} of them it is empty, so the subject does not act there: with multiply, your mask and the word's "
                "place do not meet" if empty else "")
-    return (f"\"{text}\": {masks[-1][1].shape[0]} picture(s), mask{'s' if len(masks) > 1 else ''} of step {steps}; the last one "
-            f"covers {100 * share:.0f} % and serves all later steps{nowhere}")
+    return (f"\"{word.text}\": {mask.shape[0]} picture(s), mask{many} of step {steps}; the last one covers {100 * share:.0f} %"
+            f"{later}{nowhere}")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from ..realcustom.masks import resized
 from .stamps import MADE, RowStamps
 
 GUIDANCE_KEY = "likeness_guidance"
@@ -33,20 +34,20 @@ def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows
 
 def _shares(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: list[int], batch: int, x: Tensor,
             size: tuple[int, int], extra_options: dict[str, Any]) -> Tensor:
-    masks = []
+    masks: list[tuple[Tensor, Any]] = []  # with the way each is brought to a row
     if guidance is not None:
         live = extra_options.get(GUIDANCE_KEY, {}).get(guidance)
         if live is None:
             raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none: it asks the model "
                                 "in a way of its own, or none of its prompts holds the word; use another sampler or guider, or "
                                 "a MASK in place of the guidance.")
-        masks.append(live.reshape(-1, *live.shape[-2:]))
+        masks.append((live.reshape(-1, *live.shape[-2:]), live_area_of))
     if mask is not None:
-        masks.append(mask)
+        masks.append((mask, area_of))
     out = []
     for row in rows:
-        own = [one[(row % batch) % one.shape[0]].to(x.device, torch.float32) for one in masks]
-        shares = [area_of(one, stamps.areas[row], stamps.latent, size) for one in own]
+        shares = [bring(one[(row % batch) % one.shape[0]].to(x.device, torch.float32), stamps.areas[row], stamps.latent, size)
+                  for one, bring in masks]
         out.append(torch.stack(shares).prod(0).reshape(-1, 1))
     return torch.stack(out).to(x.dtype)
 
@@ -87,12 +88,21 @@ def grid_of(tokens: int, latent: tuple[int, int]) -> tuple[int, int]:
 
 
 def area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it.
-
-    By area; on half the size that is the release's bilinear resizing."""
+    """Brings a mask (h, w) over the whole picture to the tokens (size) of a row, which may see only an area of it; by area."""
     if area is not None:
         # first to the latent's cells, so that the area is cut where the host cut the latent
         mask = F.interpolate(mask[None, None], latent, mode="area")[0, 0]
         height, width, y, x = area
         mask = mask[y:y + height, x:x + width]
     return F.interpolate(mask[None, None], size, mode="area")[0, 0]
+
+
+def live_area_of(mask: Tensor, area: tuple[int, int, int, int] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """As area_of, for a live mask: a row that sees the whole picture gets the release's bilinear resizing.
+
+    By one halving for each level of the network, so that in SD1.5, whose coarser levels the release does not have, no cell
+    is skipped; what is left when a whole factor is left is the mean of cells, the same as bilinear halves."""
+    while area is None and any(have % want for have, want in zip(mask.shape, size, strict=True)):
+        nearer = [max(want, -(-have // 2)) for have, want in zip(mask.shape, size, strict=True)]
+        mask = resized(mask[None, None], (nearer[0], nearer[1]))[0, 0]
+    return area_of(mask, area, latent, size)

@@ -105,7 +105,7 @@ class RealCustomTask:
         """The base's weight, times 1 + subject_weight * mask where the data knows where the subject is."""
         if batch.mask is None or not self.train.subject_weight:
             return weight
-        inside = F.adaptive_avg_pool2d(batch.mask[:, None].float().to(latents.device), latents.shape[-2:])
+        inside = F.adaptive_avg_pool2d(batch.mask[:, None].float().to(latents.device), (latents.shape[-2], latents.shape[-1]))
         more = 1 + self.train.subject_weight * inside
         return more if weight is None else more * (weight.view(1, -1, 1, 1) if weight.ndim == 1 else weight)
 

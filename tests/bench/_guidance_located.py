@@ -12,13 +12,10 @@ from torch import Tensor
 
 from likeness.models.demo import creatures, world
 from likeness.models.demo.captions import look
-from likeness.models.hosting.blocks import attention_blocks
 from likeness.models.hosting.guidance import KEEPS, make_guidance
-from likeness.models.hosting.masks_of_run import composed, finished
-from likeness.models.hosting.predict_mask import _Look, _marked
+from likeness.models.hosting.predict_mask import Walk, mask_after
 from likeness.models.hosting.prompt import encode_prompt
-from likeness.models.hosting.stamps import add_reader
-from likeness.models.hosting.word_maps import ALL, FINE, Capture, add_capture
+from likeness.models.hosting.word_maps import ALL, FINE
 
 RENDERS = 256
 COVERED, TOUCHED = 0.25, 0.02
@@ -40,7 +37,7 @@ def located() -> dict[str, Any]:
         pose = world.draw_poses(RENDERS, generator)
         drawn = creatures.draw_pictures(rows, pose, scene, world.draw_scene_parameters(RENDERS, generator))
         truth, touched = true_cells(drawn.mask, COVERED), true_cells(drawn.mask, TOUCHED)
-        latents = world_.model.model.process_latent_in(world_.vae.encode(drawn.picture.movedim(1, -1)))
+        latents = world_.vae.encode(drawn.picture.movedim(1, -1))
         sigmas = comfy.samplers.calculate_sigmas(world_.model.get_model_object("model_sampling"), "normal", STEPS)
         out: dict[str, Any] = {"renders": RENDERS}
         for end, layers, steps in (("", FINE, (1, 4, 9)), ("_all", ALL, (4,))):
@@ -71,18 +68,5 @@ def one_mask(world_: World, rows: Any, pose: Any, scene: Tensor, k: int, latent:
     text = f"a photo of a {before} {kind}{after} {world.SCENES[int(scene[k])]}, {world.PLACES[int(pose['place'][k])]}"
     positive, word, _ = encode_prompt(world_.clip, text, kind)
     guidance = make_guidance(word, scope, "max_norm", KEEPS[0], False, 1, layers=layers)
-    marked, targets = _marked(positive, guidance)
-    model = world_.model.clone()
-    add_reader(model)
-    add_capture(model)
-    seen = _Look(Capture(targets, tuple(attention_blocks(model)), True), 1)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(marked, [])
     noise = torch.randn(latent.shape, generator=generator)
-
-    def here(network, _, sigmas, **options):
-        return seen(network, latent + sigmas[0] * noise, sigmas, **options)
-    guider.sample(noise, torch.zeros_like(latent), comfy.samplers.KSAMPLER(here), torch.cat([sigma, 0 * sigma]),
-                  disable_pbar=True, seed=0)
-    made = [finished(total, guidance, None, None, (8, 8)) for total in seen.capture.sums.values()]
-    return composed(made, (8, 8), None)[:, 0]
+    return mask_after(world_.model, positive, guidance, Walk(latent, noise, torch.cat([sigma, 0 * sigma]), 1))[0]

@@ -40,13 +40,32 @@ def quality(paths: list[Path], folder: Path) -> dict[str, Any]:
             rows.append(one)
         right = alike_on_renders()
         save_sheet(rows[0].shown, folder / "guidance.png")
+    near, far = hits.pop("outside_near"), hits.pop("outside_far")
     out: dict[str, Any] = {"adapters": len(paths), "judge_on_renders": world_.judged, "two_subjects_on_renders": right,
                            "chance": round(1 / 16, 4), "two_subjects_chance": round(1 / 256, 4)}
     for name, values in hits.items():
         low, high = interval(values)
         out |= {name: round(sum(values) / len(values), 4), f"{name}_lo": round(low, 4), f"{name}_hi": round(high, 4),
                 f"{name}_n": len(values)}
-    return out
+    value, low, high = share(near, far)
+    return out | {"outside_change": round(value, 4), "outside_change_lo": round(low, 4), "outside_change_hi": round(high, 4),
+                  "outside_change_n": len(near), "similarity_and_control": together(out)}
+
+
+def share(parts: list[float], wholes: list[float]) -> tuple[float, float, float]:
+    """Sum of the parts by sum of the wholes, with its 95 % bootstrap interval over pictures."""
+    pairs = torch.tensor([parts, wholes], dtype=torch.float64)
+    count = pairs.shape[1]
+    draws = torch.randint(0, count, (2000, count), generator=torch.Generator().manual_seed(0))
+    above, below = pairs[:, draws].sum(-1)
+    ratios = (above / below).sort().values
+    return float(pairs[0].sum() / pairs[1].sum()), float(ratios[49]), float(ratios[1949])
+
+
+def together(numbers: dict[str, Any]) -> str:
+    """Whether the live mask raises both, how much the picture shows of the subject and how much it does of the prompt."""
+    up = all(numbers[f"{name}_lo"] > numbers[f"{name}_no_mask_hi"] for name in ("retrieval", "scene"))
+    return "both up" if up else "not shown"
 
 
 def references(ids: Any) -> Tensor:
@@ -96,8 +115,8 @@ class Rows:
             if not name:
                 masks = last_mask(latent)
         beyond = F.interpolate((masks == 0).float(), (SIDE, SIDE), mode="nearest")
-        near, far = (((made[name] - plain).abs() * beyond).flatten(1).sum(1) for name in ("", "_no_mask"))
-        self.note("outside_change", near / far.clamp(min=1e-6))
+        for name, of in (("outside_near", ""), ("outside_far", "_no_mask")):  # what changes beyond the mask
+            self.note(name, ((made[of] - plain).abs() * beyond).flatten(1).sum(1))
         self.note("mask_area_live", (masks > 0).float().flatten(1).mean(1))
         return [plain[0], made[""][0], masks[0].expand(3, -1, -1), made["_no_mask"][0]]
 

@@ -286,7 +286,7 @@ def bounds(conditioning):
 
 RUNS_OF = {
     "cfg": stock(), "cfg 1": stock(cfg=1.0), "batch 3": stock(latent=torch.zeros(3, 4, 8, 8)),
-    "odd": stock(latent=torch.zeros(2, 4, 9, 13)), "heun": stock(sampler="heun"), "denoise": stock(denoise=0.5),
+    "wide": stock(latent=torch.zeros(2, 4, 8, 24)), "heun": stock(sampler="heun"), "denoise": stock(denoise=0.5),
     "inpaint": inpainting, "dual": dual("regular"), "nested": dual("nested"), "perp-neg": perp_neg,
     "perp-neg patch": patched(lambda m: comfy_extras.nodes_perpneg.PerpNeg.execute(m, encode("sd15", ""), 1.0)[0]),
     "sag": patched(lambda m: comfy_extras.nodes_sag.SelfAttentionGuidance.execute(m, 0.5, 2.0)[0], 16),

@@ -17,6 +17,7 @@ from host.support import (
     comfy_extras,
     config_for,
     core,
+    draw,
     encode,
     guidance,
     inject_into,
@@ -49,12 +50,13 @@ def _as_a_node():
         yield
 
 
-def two_subjects(**more: Any) -> Any:
-    """(injected, guidance of the cat, guidance of the dog), chained."""
-    how = [guidance(prompt("sd15", TWO, word)[1], refresh=1, **more) for word in ("cat", "dog")]
+def two_subjects(refresh: tuple[int, int] = (1, 1), end: float = 1.0, **more: Any) -> Any:
+    """(injected, guidance of the cat, guidance of the dog), chained; the dog's injector acts up to `end`."""
+    how = [guidance(prompt("sd15", TWO, word)[1], refresh=steps, **more)
+           for word, steps in zip(("cat", "dog"), refresh, strict=True)]
     first = injected("sd15", 1, TWO, "cat", strengths=Strengths(0, 1), guidance=how[0])
     both = inject(first.model, first.positive, first.negative, subject("sd15", 2), prompt("sd15", TWO, "dog")[1],
-                  Strengths(0, 1), guidance=how[1])
+                  Strengths(0, 1, 0.0, end), guidance=how[1])
     return both, *how
 
 
@@ -95,6 +97,38 @@ def test_masks_that_overlap_add_or_share():
     fair, cat, dog = two_subjects(share=True)
     out = run_guider(cfg_guider(fair.model, fair.positive, fair.negative), latent_of("sd15"), sigmas=SIGMAS)
     torch.testing.assert_close(mask_of(out, cat.name) + mask_of(out, dog.name), total.clamp(max=1), atol=1e-5, rtol=0)
+
+
+def test_a_word_whose_injector_rests_takes_no_share():
+    """The dog ends early: from there on the cat has its whole mask again, and the preview shows both."""
+    plain, cat, _ = two_subjects()
+    out = run_guider(cfg_guider(plain.model, plain.positive, plain.negative), latent_of("sd15"), sigmas=SIGMAS)
+    whole = mask_of(out, cat.name)
+    (fair, cat, dog), log = two_subjects(share=True, end=0.4), Log()
+    out = run_guider(cfg_guider(log.on(fair.model), fair.positive, fair.negative), latent_of("sd15"), sigmas=SIGMAS)
+    kept = RUNS.find(out)
+    steps = [step for step, _ in kept[cat.name].masks]
+    assert len(steps) == 2 and steps[0] == 0 and [step for step, _ in kept[dog.name].masks] == [0]
+    assert (mask_of(out, cat.name, 0) - whole).abs().max() > 0.1 and torch.equal(mask_of(out, cat.name), whole)
+    used = [call["masks"] for call in log.kind(False)]
+    assert dog.name in used[0] and dog.name not in used[-1] and torch.equal(used[-1][cat.name][:, 0], whole)
+    assert len(log.kind(True)) == 1, "nothing is asked again"
+
+
+def test_shared_masks_of_unlike_refresh_are_noted_when_they_change(nodes):
+    """The dog goes on looking after the cat has stopped, and takes from the cat's place; the preview has every mask in use."""
+    (fair, cat, dog), log = two_subjects((1, 3), share=True), Log()
+    sigmas = (14.0, 9.0, 6.0, 4.0, 0.0)
+    out = run_guider(cfg_guider(log.on(fair.model), fair.positive, fair.negative), latent_of("sd15"), sigmas=sigmas)
+    kept, calls = RUNS.find(out), log.kind(False)
+    assert len(calls) == 4
+    for name in (cat.name, dog.name):
+        assert [step for step, _ in kept[name].masks] == [0, 1, 2]
+        for step, mask in kept[name].masks:
+            assert torch.equal(mask, calls[step]["masks"][name])
+        assert torch.equal(calls[3]["masks"][name], calls[2]["masks"][name])
+    for call in calls:
+        assert (call["masks"][cat.name] + call["masks"][dog.name]).max() < 1 + 1e-5
 
 
 def test_sharing_by_the_formula():
@@ -291,12 +325,23 @@ def test_two_samplers_on_one_guidance_each_keep_their_own(nodes):
     for out, (masks, strip, text) in zip(outs, shown, strict=True):
         assert masks.shape == (2, 8, 8) and strip.shape[-1] == 3 and "mask" in text
         torch.testing.assert_close(masks[-1:], mask_of(out, how.name))
-    assert not torch.equal(shown[0][0], shown[1][0])
+    assert not torch.equal(shown[0][0], shown[1][0]) and "serves all later steps" in shown[0][2]
     image = torch.rand(1, 64, 64, 3)
     assert not torch.equal(show(how, {"samples": outs[0]}, image).args[1], shown[0][1])
     with pytest.raises(LikenessError, match="and not with this GUIDANCE of \"cat\""):
         show(guidance(scope=0.5), {"samples": outs[0]})
     assert show(guidance(scope=0.5), {"samples": outs[0]}, words="every word of the run").args[0].shape == (2, 8, 8)
+
+
+def test_the_preview_speaks_of_later_steps_and_of_strengths_only_where_there_are_some(nodes):
+    how = guidance(refresh=9)
+    done = inject_into(base("sd15")[0], guidance=how)
+    out = sample(done.model, done.positive, done.negative, steps=2)
+    text = nodes["Likeness_PreviewGuidance"].execute(how, {"samples": out}).args[2]
+    assert "of step 1, 2" in text and "later" not in text
+    off = inject_into(base("sd15")[0], guidance=how, strengths=Strengths(0.0, 0.0))
+    with pytest.raises(LikenessError, match="all strengths 0"):
+        nodes["Likeness_PreviewGuidance"].execute(how, {"samples": sample(off.model, off.positive, off.negative, seed=78)})
 
 
 def test_the_preview_says_that_two_masks_do_not_meet(nodes):
@@ -364,6 +409,21 @@ def test_the_prediction_is_the_mask_of_that_step(nodes):
     small = torch.nn.functional.interpolate(mask[:, None], live.shape[-2:], mode="area")[:, 0]
     assert torch.corrcoef(torch.stack([small.flatten(), live.flatten()]))[0, 1] > 0.95
     assert not torch.equal(mask, predict(nodes, stop_step=1, negative=negative)[0])
+
+
+def test_the_prediction_keeps_what_an_inpaint_mask_keeps(nodes):
+    """As the sampler does: beyond the noise mask the network sees the LATENT's picture under noise."""
+    free = torch.zeros(1, 1, 8, 8)
+    free[..., 4:] = 1.0
+    picture, negative, how = 8 * draw(4, 1, 4, 8, 8), encode("sd15", "blurry"), guidance(refresh=3)
+    masks = [predict(nodes, negative=negative, cfg=4.0, latent={"samples": picture, **more})[0]
+             for more in ({"noise_mask": free}, {})]
+    off = inject_into(base("sd15")[0], guidance=how, strengths=Strengths(0.0, 1e-6))
+    out = sample(off.model, off.positive, off.negative, steps=3, seed=3, latent=picture, noise_mask=free)
+    live = mask_of(out, how.name, 1)
+    same, other = (float(torch.corrcoef(torch.stack([torch.nn.functional.avg_pool2d(mask, 8).flatten(), live.flatten()]))[0, 1])
+                   for mask in masks)
+    assert same > 0.95 and other < same - 0.05
 
 
 def test_the_prediction_takes_latents_noise_and_any_batch(nodes):

@@ -225,6 +225,20 @@ def test_columns_of_the_release(case, tower):
     assert [list(pair) for pair in substring_ranges(case["prompt"], case["phrase"], length)] == case["token_ranges"]
 
 
+@pytest.mark.parametrize("tower", "lg")
+def test_the_releases_negative_as_an_artist_writes_it(tower):
+    """Cut after 75 tokens, its brackets escaped: the release's own ids in one window. Bare brackets would be weights."""
+    ids = json.loads((recipe.GOLDEN / "negative_prompt_tokens.json").read_text(encoding="utf-8"))["truncated_ids"]
+    clip = base("sdxl")[1]
+    text = getattr(clip.tokenizer, f"clip_{tower}").tokenizer.decode(ids[1:-1])
+    assert "((((" in text and len(ids) == 77
+    windows = clip.tokenize(text.replace("(", "\\(").replace(")", "\\)"))[tower]
+    assert [[int(entry[0]) for entry in window] for window in windows] == [ids]
+    assert {entry[1] for entry in windows[0]} == {1.0}
+    bare = clip.tokenize(text)[tower]
+    assert [int(entry[0]) for entry in bare[0]] != ids and max(entry[1] for entry in bare[0]) > 1.0
+
+
 def found(text: str, word: str, occurrence: int = 0, **more):
     return prompt.encode_prompt(base("sdxl")[1], text, word, occurrence, rule=prompt.SUBSTRING, **more)[1]
 

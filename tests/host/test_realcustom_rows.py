@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,28 @@ def test_a_live_mask_is_resized_as_the_release_does_it():
         torch.testing.assert_close(out, GOLD[f"out.image_mask.{size}x{size}"], **CLOSE)
     with pytest.raises(LikenessError, match="the sampler made none"):
         layer(8, [live], [(5,)] * 2)
+
+
+def halved(line: np.ndarray) -> np.ndarray:
+    """n numbers at n places -> ceil(n / 2), straight between neighbours, cell centres on cell centres; float64."""
+    n, short = len(line), -(-len(line) // 2)
+    return np.interp((np.arange(short) + 0.5) * n / short - 0.5, np.arange(n), line)
+
+
+@pytest.mark.parametrize("side, size, times", ((65, 33, 1), (33, 9, 2), (64, 16, 2)))
+def test_a_live_mask_at_sizes_that_do_not_halve(side, size, times):
+    """1040 x 1040 has layers of 65 and of 33 places a side; where a side is a quarter, every place counts."""
+    mask = draw(6, 1, 1, side, side).abs()
+    x = torch.zeros(1, size * size, 4)
+    rows = stamps.RowStamps(((5,),), (None,), (2 * side, 2 * side), 1.0)
+    options = {"activations_shape": [1, 4, size, size], row_masks.GUIDANCE_KEY: {"live": mask}}
+    got = row_masks.row_masks(None, "live", rows, [0], 1, x, options)[0, :, 0].reshape(size, size)
+    want = mask[0, 0].double().numpy()
+    for _ in range(times):
+        want = np.apply_along_axis(halved, 1, np.apply_along_axis(halved, 0, want))
+    torch.testing.assert_close(got.double(), torch.from_numpy(want), atol=2e-5, rtol=0)
+    area = torch.nn.functional.interpolate(mask, (size, size), mode="area")[0, 0]
+    assert ((got - area).abs().max() < 1e-6) == (side == 64), "only exact halves are the mean of the cells"
 
 
 def test_each_row_gets_what_its_stamp_says():
@@ -240,12 +263,26 @@ def test_the_host_moves_a_copy_of_the_mask():
 def test_one_row_of_keys_is_not_copied_for_every_row(monkeypatch):
     seen, real = [], comfy.ldm.modules.attention.optimized_attention
     monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention",
-                        lambda q, k, v, heads: seen.append(k) or real(q, k, v, heads))
+                        lambda q, k, v, heads, **more: seen.append(k) or real(q, k, v, heads, **more))
     q = draw(1, 4, 64, 128)
     options = {stamps.KEY: stamps.RowStamps(((5,),) * 4, (None,) * 4, (16, 16), 1.0), "n_heads": 2, "cond_or_uncond": [0, 1],
                "activations_shape": [4, 128, 8, 8]}
     plan(5, GOLD["in.image"][:1]).add(torch.zeros_like(q), q, KEY, options)
     assert seen[0].shape[0] == 4 and seen[0].stride(0) == 0
+
+
+def test_an_attention_override_acts_on_text_and_picture():
+    """A node that puts its own attention into the model's options reaches both."""
+    lengths = []
+
+    def override(function, q, k, v, *args, **kwargs):
+        lengths.append(k.shape[1])
+        return 2 * function(q, k, v, *args, **kwargs)
+    image, bias = GOLD["in.image"], GOLD["w.to_out.0.bias"]
+    plain = layer(8, [plan(5, image)], [(5,), (5,)])
+    out = layer(8, [plan(5, image)], [(5,), (5,)], optimized_attention_override=override)
+    torch.testing.assert_close(out - bias, 2 * (plain - bias), atol=1e-5, rtol=1e-5)
+    assert lengths == [GOLD["in.text"].shape[1], image.shape[1]]
 
 
 def test_strengths_curve_and_an_adapter_for_another_model():

@@ -18,7 +18,7 @@ from likeness.models.hosting import adapters, encoders, training_base
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.prompt import encode_prompt
 from likeness.models.hosting.training_realcustom import checkpoint_encode, config_of, miniature_encode
-from likeness.models.realcustom.adapter import release_names
+from likeness.models.realcustom.adapter import RealCustom, release_names
 from likeness.models.realcustom.config import identify, layer_key, to_metadata
 from likeness.models.training.base import Batch
 from likeness.models.training.config import TrainConfig
@@ -150,6 +150,38 @@ def test_the_recipe_in_two_parts_is_the_recipe_in_one(tmp_path, monkeypatch):
     files.save(other / "dino.safetensors", mini.encoder_state("dinov2", 77, 96), mini.encoder_metadata("dinov2"))
     with pytest.raises(LikenessError, match="holds a run on another base, other encoders"):
         train_miniature_realcustom(tmp_path / "one", other, "test", steps=5, **more)
+
+
+def test_what_a_run_of_the_recipe_is_made_of(tmp_path, monkeypatch):
+    """Encoders on equal terms, by what the pairs show; the curriculum counts steps; pairs and runs hang on their law."""
+    from likeness.nodes import training_realcustom as module
+    made, evened, asked = [], [], []
+
+    def caught(task, config, source, out, **more):
+        made.append(source)
+        raise InterruptedError
+    monkeypatch.setattr(module, "train", caught)
+    monkeypatch.setattr(RealCustom, "even_out", lambda self, mean, deviation: evened.append((mean, deviation)))
+    monkeypatch.setattr(module.recontext, "open_pairs", lambda n, progress: asked.append(progress) or n)
+
+    def run(out, **more):
+        with pytest.raises(InterruptedError):
+            module.train_miniature_realcustom(out, weights(), "test", pairs=6, batch=2, steps=4, accumulation=3, **more)
+        return {path.name for path in out.glob("recontext_*.pt")}
+    kept = run(tmp_path / "one")
+    deep = made[0].data.deep.float().flatten(0, 1)
+    (mean, deviation), = evened
+    torch.testing.assert_close(mean, deep.sum(0) / len(deep), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(deviation, ((deep - mean) ** 2).sum(0).div(len(deep) - 1).sqrt(), atol=1e-5, rtol=1e-4)
+    for _ in range(12):
+        made[0].batch(2, torch.Generator().manual_seed(0))
+    assert asked == pytest.approx([number / 12 for number in range(12)]), "four steps of three batches each"
+    for name in ("NEARNESS", "OTHER_KIND", "GARMENT"):
+        assert getattr(module.recontext, name) in module.recontext.LAW
+    monkeypatch.setattr(module.recontext, "LAW", (*module.recontext.LAW, "other"))
+    with pytest.raises(LikenessError, match="other lessons"):
+        module.train_miniature_realcustom(tmp_path / "one", weights(), "test", pairs=6, batch=2, steps=4)
+    assert len(kept) == 1 and not kept & run(tmp_path / "two")
 
 
 def test_pictures_go_to_where_the_encoders_are():

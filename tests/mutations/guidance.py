@@ -5,7 +5,9 @@ from harness.mutate import Mutation
 
 HOSTING, REALCUSTOM, TRAINING = "models/hosting/", "models/realcustom/", "models/training/"
 GOLDEN = ("tests/host/test_guidance_golden.py",)
+RUN = "nodes/training_realcustom.py"
 TRAIN = ("tests/unit/test_training_realcustom.py",)
+HOST_TRAIN = ("tests/host/test_training_realcustom.py::test_what_a_run_of_the_recipe_is_made_of",)
 
 
 def live(*names: str) -> tuple[str, ...]:
@@ -57,6 +59,18 @@ MUTATIONS = [
     Mutation("overlapping masks share a place that is not full", HOSTING + "masks_of_run.py", ".sum(0).clamp(min=1.0)",
              ".sum(0).clamp(min=0.1)",
              masks("masks_that_overlap_add_or_share")),
+    Mutation("a word that rests keeps its share", HOSTING + "guidance.py", "in state.alone.items() if name in active}",
+             "in state.alone.items()}", masks("a_word_whose_injector_rests_takes_no_share")),
+    Mutation("shares stay when a word comes or goes", HOSTING + "guidance.py",
+             "if not due and state.active == active.keys():", "if not due:",
+             masks("a_word_whose_injector_rests_takes_no_share")),
+    Mutation("a mask that changed by sharing is not noted", HOSTING + "guidance.py", "if name in due or name in masks and not",
+             "if name in due or name == masks and not", masks("shared_masks_of_unlike_refresh_are_noted_when_they_change")),
+    Mutation("the last mask always serves later steps", HOSTING + "preview_guidance.py", "if step + 1 < word.steps else",
+             "if step < word.steps else",
+             masks("the_preview_speaks_of_later_steps_and_of_strengths_only_where_there_are_some")),
+    Mutation("the prediction forgets the inpaint mask", HOSTING + "predict_mask.py", "KSAMPLER(look), walk.sigmas, walk.kept,",
+             "KSAMPLER(look), walk.sigmas, None,", masks("the_prediction_keeps_what_an_inpaint_mask_keeps")),
     Mutation("the later prompt's area wipes the former's", HOSTING + "masks_of_run.py",
              "place.copy_(torch.maximum(place, F.interpolate(", "place.copy_(torch.minimum(place + 9, F.interpolate(",
              masks("prompts_of_two_areas_make_one_picture_of_masks")),
@@ -112,8 +126,29 @@ MUTATIONS = [
              "torch.where(~place, nothing, part", TRAIN),
     Mutation("all pairs are open from the start", "models/demo/recontext.py", "share = OPEN_AT_START +", "share = 1.0 +", TRAIN),
     Mutation("an adapter that goes on begins with the easy pairs again", "nodes/training_realcustom.py",
-             "Curriculum(data, 0 if start else steps)", "Curriculum(data, steps)",
+             "Curriculum(data, 0 if start else steps *", "Curriculum(data, steps *",
              ("tests/host/test_training_realcustom.py::test_the_recipe_in_two_parts_is_the_recipe_in_one",)),
+    Mutation("accumulated batches open the pairs sooner", RUN, "steps * train_config.accumulation)", "steps)", HOST_TRAIN),
+    Mutation("encoders begin on unequal terms", RUN,
+             "task.adapter.even_out(*(part.to(base.device) for part in _spread(data)))", "_spread(data)", HOST_TRAIN),
+    Mutation("a run goes on with pairs of another law", RUN, "cache_key(pairs, LESSONS_SEED, recontext.LAW)",
+             "cache_key(pairs, LESSONS_SEED)", HOST_TRAIN),
+    Mutation("pairs of another law are taken from the cache", RUN, "side, LESSONS_SEED, recontext.LAW)", "side, LESSONS_SEED)",
+             HOST_TRAIN),
+    Mutation("evening out forgets what the base path reads in the middle", REALCUSTOM + "adapter.py",
+             "first.bias.sub_(first.weight @ mean)", "first.bias.sub_(0 * first.weight @ mean)", TRAIN),
+    Mutation("evening out leaves the norms off centre", REALCUSTOM + "adapter.py",
+             "norm.bias.sub_(norm.weight * normed * own)", "norm.bias.sub_(0 * normed)", TRAIN),
+    Mutation("evening out leaves the norms' sizes", REALCUSTOM + "adapter.py", "norm.weight.mul_(own)", "norm.weight.mul_(1)",
+             TRAIN),
+    Mutation("the noisiest of draws that stand in order", TRAINING + "realcustom.py",
+             "return t[torch.randperm(draws * n, generator=generator).to(t.device)].view(draws, n).amax(0)",
+             "return t.view(draws, n).amax(0)", TRAIN),
+    Mutation("the subject's place counts as every other", TRAINING + "realcustom.py",
+             "more = 1 + self.train.subject_weight * inside", "more = 1 + 0 * inside", TRAIN),
+    Mutation("the mask of a small word has no neighbours", TRAINING + "realcustom.py",
+             "share = (share + 1e-3 * F.avg_pool2d(share[:, None], 5, 1, 2)[:, 0]).flatten(1)", "share = share.flatten(1)",
+             TRAIN),
     Mutation("every network has two residual blocks a level", REALCUSTOM + "config.py", "blocks = residual_blocks(plain)",
              "blocks = 2", TRAIN),
 ]

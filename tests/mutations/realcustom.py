@@ -5,8 +5,10 @@ from harness.mutate import Mutation
 
 HOSTING, COMMON, CUSTANY, REALCUSTOM = "models/hosting/", "models/common/", "models/custany/", "models/realcustom/"
 HOST = "tests/host/test_"
+VIT, VIT_GOLDEN = "models/vision/vit.py", ("tests/unit/test_vision.py::test_blocks_equal_timm",)
 RC = ("tests/unit/test_realcustom.py",)
 RC_FILES, RC_ROWS, RC_GOLDEN = ((f"{HOST}realcustom_{name}.py",) for name in ("files", "rows", "golden"))
+RC_HALVES = (f"{HOST}realcustom_rows.py::test_a_live_mask_at_sizes_that_do_not_halve",)
 RC_TRAINING = (f"{HOST}training_realcustom.py",)
 RC_RELEASE = ("tests/unit/test_realcustom_release.py",)
 
@@ -37,6 +39,15 @@ MUTATIONS = [
              'else f"output.{at + 1}.{depth}"', RC),
     Mutation("shallow files are read as highres", REALCUSTOM + "config.py", 'shallow = "projector2.0.weight" in names',
              'shallow = "projector3.0.weight" in names', RC),
+    Mutation("image values read rows of another width", REALCUSTOM + "adapter.py",
+             "self.v = operations.Linear(width, channels,", "self.v = operations.Linear(channels, channels,", RC),
+    # -- the encoders' golden numbers
+    Mutation("the encoder's GELU is the fast one", VIT, "ACTIVATIONS[config.activation]", 'ACTIVATIONS["gelu_tanh"]', VIT_GOLDEN),
+    Mutation("registers count as places", VIT, "return int(self.cls) + self.registers", "return int(self.cls)", VIT_GOLDEN),
+    Mutation("the class token stands behind the places", VIT, "torch.cat([*prefix, x], dim=1)", "torch.cat([x, *prefix], dim=1)",
+             VIT_GOLDEN),
+    Mutation("positions are resampled without antialias", VIT, "antialias=self.config.antialias)", "antialias=False)",
+             VIT_GOLDEN),
     # -- RealCustom++: the release's pixels, schedule and solver
     Mutation("pixels are rounded, not cut off", REALCUSTOM + "preprocess.py", "(pixels * 255).to(torch.uint8)",
              "(pixels * 255).round().to(torch.uint8)", RC_RELEASE),
@@ -66,11 +77,22 @@ MUTATIONS = [
     Mutation("a slot for the whole block is not seen", HOSTING + "slots.py", "slots.get(place[:2])", "None", RC_ROWS),
     Mutation("the image attention ignores its mask", HOSTING + "image_attention.py", "added = added * share",
              "added = added * 1.0", RC_ROWS),
+    Mutation("an attention override does not reach the picture", HOSTING + "image_attention.py",
+             "text_attention(None, q[index], k, v, extra_options)",
+             'text_attention(None, q[index], k, v, {"n_heads": extra_options["n_heads"]})',
+             (f"{HOST}realcustom_rows.py::test_an_attention_override_acts_on_text_and_picture",)),
     Mutation("overlapping masks are averaged", HOSTING + "image_attention.py", "(added * weight).to(out.dtype)",
              "(added * weight / len(stamps.ids[0])).to(out.dtype)", RC_ROWS),
     Mutation("a live mask takes the nearest cell", HOSTING + "row_masks.py",
+             "mask = resized(mask[None, None], (nearer[0], nearer[1]))[0, 0]",
+             "mask = F.interpolate(mask[None, None], (nearer[0], nearer[1]))[0, 0]", RC_HALVES),
+    Mutation("a live mask is shrunk by area", HOSTING + "row_masks.py", "live.shape[-2:]), live_area_of))",
+             "live.shape[-2:]), area_of))", RC_HALVES),
+    Mutation("a live mask skips cells where a level is a quarter of the first", HOSTING + "row_masks.py",
+             "max(want, -(-have // 2)) for have, want", "want for have, want", RC_HALVES),
+    Mutation("an artist's mask takes the nearest cell", HOSTING + "row_masks.py",
              'return F.interpolate(mask[None, None], size, mode="area")', 'return F.interpolate(mask[None, None], size)',
-             RC_ROWS),
+             (f"{HOST}limits.py::test_area_and_mask_meet_at_the_right_place",)),
     Mutation("DINOv2 without registers will do", HOSTING + "encoders.py", "and numbers[index] in (None, c.registers)", "and True",
              RC_FILES),
     Mutation("the black picture is encoded each time", HOSTING + "realcustom.py", "if encoders.hash not in known:", "if True:",

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from likeness.models.common.errors import LikenessError
 from likeness.models.realcustom import config as configs
+from likeness.models.realcustom.adapter import build, release_names
 from likeness.models.realcustom.masks import MaskSum, resized, subject_mask, word_map
-from likeness.models.realcustom.projector import build_projector, load_projector
+from likeness.models.realcustom.projector import UNREAD, build_projector, load_projector
 from unit.recipe import GOLDEN, golden, manifest, weights
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -115,6 +116,21 @@ def test_adapter_files_are_told_by_their_keys(variant, prefix):
     tokens = module([torch.empty(1, 729, 2176, device="meta")] * (4 if shallow else 1)
                     + [torch.empty(1, 2916, 2176, device="meta")])
     assert tuple(tokens.shape) == (1, 1458 if shallow else 729, 2048)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_whole_adapter_has_the_shapes_of_the_file(variant):
+    """Keys and values of all 70 layers too; the shallow form leaves out what it never reads."""
+    name = f"keys_added_realcustom_sigdino_{variant}"
+    parts = configs.split(meta(name))
+    module = build(configs.identify(meta(name)), parts)
+    own = {key: list(value.shape) for key, value in release_names(module.state_dict(), 2).items()}
+    unread = tuple(configs.PROJECTOR + part for part in UNREAD) if variant != "highres" else ()
+    assert own == {key: shape for key, shape in manifest(name).items() if not key.startswith(unread)}
+    wide, key = dict(parts.layers), "output.1.3.v"
+    wide[key] = torch.empty(1280, 1024, device="meta")
+    with pytest.raises(LikenessError, match=r"output_1_3\.v\.weight is \[1280, 1024\] instead of \[1280, 2048\]"):
+        build(configs.identify(meta(name)), parts._replace(layers=wide))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
