@@ -140,12 +140,12 @@ def identity_retrieval(pictures: Any, scene: Any) -> list[float]:
     return (v.distances(pictures, rows).argmin(1) == 0).float().tolist()
 
 
-def load_peak(folder: Path) -> float:
+def load_peak(folder: Path, ending: str) -> float:
     """Peak memory of a process that loads a file of the true shapes (random float32) over the file's size."""
     script = Path(__file__).with_name("_load_peak.py")
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for step in ("write", "load"):  # one process each: the writer's own memory must not count
-            done = subprocess.run([sys.executable, str(script), step, place], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, str(script), step, place, "--ending", ending], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
         numbers = json.loads(done.stdout.strip().splitlines()[-1])
@@ -227,6 +227,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--shared", type=Path, help="file of the ablation with one shared attention")
     parser.add_argument("--no-location", type=Path, help="file of the ablation without location")
     parser.add_argument("--load", action="store_true", help="also load a file of the true shapes: 6 GB of disk and 8 of memory")
+    parser.add_argument("--ending", choices=(".safetensors", ".pt"), default=".safetensors", help="of that file")
     parser.add_argument("--nodes", type=int, default=32,
                         help="calls of 8 pictures through the nodes' own way, with the first file; 0 leaves them out")
     parser.add_argument("--threads", type=int, default=2)
@@ -256,7 +257,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         out |= through_nodes(nodes, scene, args.nodes)
     out["turntable8_over_single"] = round(turntable(nodes), 4)
     if args.load:
-        out["load_peak_over_file"] = round(load_peak(Path(tempfile.gettempdir())), 4)
+        name = "load_peak_over_file" + ("_pt" if args.ending == ".pt" else "")
+        out[name] = round(load_peak(Path(tempfile.gettempdir()), args.ending), 4)
     return out
 
 
