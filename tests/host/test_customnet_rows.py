@@ -373,7 +373,7 @@ def test_one_place_says_which_way_the_public_weights_turn(monkeypatch):
 def test_a_small_picture_of_the_reference_is_shrunk_with_care():
     """Below the reference's size the canvas is the reference's own mean over each pixel; the plain bilinear step would skip."""
     fine = torch.ones(1, 256, 256, 3)
-    fine[:, 28:228, 28:228] = (torch.arange(200) // 3 % 2).float()[None, None, :, None]  # of 3 pixels: those of 2 are grey either way
+    fine[:, 28:228, 28:228] = (torch.arange(200) // 3 % 2).float()[None, None, :, None]  # 2 pixels: grey either way
     seen = {}
     for side in (64, 256):
         taken = []
