@@ -123,8 +123,8 @@ def same_run(out: Path, recipe: dict[str, Any]) -> None:
     note = out / "recipe.json"
     if note.exists():
         if json.loads(note.read_text(encoding="utf-8")) != recipe:
-            raise LikenessError(f"The folder {out.name} holds a run on another base, other encoders, other lessons or "
-                                "another adapter to begin with; train in a new folder, or delete that one.")
+            raise LikenessError(f"The folder {out.name} holds a run on another base, other encoders, other lessons, "
+                                "another ablation or another file to begin with; train in a new folder, or delete that one.")
         return
     out.mkdir(parents=True, exist_ok=True)
     part = note.with_name(note.name + ".part")

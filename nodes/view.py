@@ -141,7 +141,8 @@ class Placement(io.ComfyNode):
             outputs=[
                 _types.Placement.Output(display_name="placement", tooltip="Goes to View Conditioner."),
                 _types.Boxes.Output(display_name="bounding_box",
-                                    tooltip="Box of the first picture's whole reference in pixels of the frame."),
+                                    tooltip="Box of the first picture's whole reference in pixels of the frame, cut off where "
+                                            "it leaves it: for core's Image Crop."),
                 io.Image.Output(display_name="preview",
                                 tooltip="Orange: the whole reference. Blue: the square in whose middle the object will be; a "
                                         "long or a small object does not fill it."),
@@ -164,7 +165,9 @@ class Placement(io.ComfyNode):
         else:
             boxes = [(x * width, y * height, box_width * width, box_height * height)]
         placement = places.place(boxes, width, height, fit, box_of)
-        x0, y0, x1, y1 = placement.pixels(frame_width, frame_height)[0]
+        # cut off at the frame: core's crop takes no numbers below 0
+        x0, y0, x1, y1 = (min(max(value, 0), most) for value, most in zip(
+            placement.pixels(frame_width, frame_height)[0], (frame_width, frame_height) * 2, strict=True))
         behind = None
         if image is not None:
             rows = [k % image.shape[0] for k in range(len(placement.boxes))]

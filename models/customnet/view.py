@@ -54,9 +54,11 @@ def turntable(start: float, end: float, count: int, elevation: float, distance: 
 def from_camera(camera: Any, reference_distance: float) -> tuple[float, float, float]:
     """(azimuth, elevation, distance) of core's LOAD3D_CAMERA: Y is up, the object's front looks along Z.
 
-    distance: how much further than `reference_distance` (scene units), as a share of it. Raises LikenessError."""
+    distance: how much further than `reference_distance` (scene units), as a share of it; a zoom of 2 counts as half as far.
+    A camera of parallel rays shows things as large from anywhere: 0. Raises LikenessError."""
     try:
         place, target = ([float(camera[name][axis]) for axis in "xyz"] for name in ("position", "target"))
+        zoom = float(camera.get("zoom") or 1.0)
     except (TypeError, KeyError, ValueError) as error:
         raise LikenessError("The camera has no position and target; connect camera_info of core's Load 3D, or nothing."
                             ) from error
@@ -64,9 +66,11 @@ def from_camera(camera: Any, reference_distance: float) -> tuple[float, float, f
     far = math.sqrt(x * x + y * y + z * z)
     if not far > 0 or not math.isfinite(far):
         raise LikenessError("The camera stands on its own target, so it looks nowhere; move it away from the object.")
-    if not reference_distance > 0:
-        reference_distance = far
-    return math.degrees(math.atan2(x, z)), math.degrees(math.asin(y / far)), far / reference_distance - 1
+    if not (zoom > 0 and math.isfinite(zoom)):
+        raise LikenessError(f"The camera's zoom is {zoom:g}, it must be above 0; set it anew in core's Load 3D.")
+    told = reference_distance > 0 and camera.get("cameraType") != "orthographic"
+    away = far / zoom / reference_distance - 1 if told else 0.0
+    return math.degrees(math.atan2(x, z)), math.degrees(math.asin(y / far)), away
 
 
 def is_camera(value: Any) -> bool:

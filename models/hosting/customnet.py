@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,6 +181,11 @@ def save_half(path: Path) -> str:
         return f"{path.name} is of half precision already: no copy was saved"
     if target.exists():
         return f"{target.name} is there already and was left as it is"
+    unwritten = "no copy of half precision was saved: {} cannot be written ({})"
+    try:  # asked before gigabytes are read and converted for nothing
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        return unwritten.format(target.name, error.strerror)
     state, layout = read(path)
     bar = comfy.utils.ProgressBar(len(state))
     for name in list(state):
@@ -191,7 +197,7 @@ def save_half(path: Path) -> str:
     try:
         files.save(target, state, metadata)
     except OSError as error:
-        return f"no copy of half precision was saved: {target.name} cannot be written ({error.strerror})"
+        return unwritten.format(target.name, error.strerror)
     return f"saved as {target.name}, {target.stat().st_size / 1e9:.2f} GB: choose it the next time"
 
 

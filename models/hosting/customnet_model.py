@@ -50,6 +50,7 @@ class CustomNetModel(comfy.model_base.BaseModel):
         shown: Shown = kwargs.get(KEY) or Shown(None, None, None, None)
         noise, device = kwargs["noise"], kwargs["device"]
         rows = noise.shape[0]
+        self._check_text(kwargs.get("cross_attn"))
         self._check_background(shown)
         extra = [self._latents(shown.location, noise, "location")]
         if self.layout.variant == "inpaint":
@@ -59,6 +60,11 @@ class CustomNetModel(comfy.model_base.BaseModel):
         if shown.text != 1.0:
             out["text_scale"] = comfy.conds.CONDRegular(torch.full((1, 1), shown.text, device=device))
         return out
+
+    def _check_text(self, text: Tensor | None) -> None:
+        if text is not None and text.shape[-1] != self.layout.width:
+            raise LikenessError(f"The prompt was read by a text encoder of width {text.shape[-1]}, this model was trained with "
+                                f"{self.layout.width}; connect the CLIP of Load CustomNet.")
 
     def _check_background(self, shown: Shown) -> None:
         inpaint = self.layout.variant == "inpaint"

@@ -17,6 +17,7 @@ from .customnet_model import KEY, Shown
 from .customnet_vision import embed_reference
 
 Conditioning = list[list[Any]]
+CELL = 8  # pixels of the picture along one of its latent
 
 
 class Conditioned(NamedTuple):
@@ -44,15 +45,15 @@ def condition(positive: Conditioning, negative: Conditioning, clip_vision: Any, 
               background: Tensor | None = None) -> Conditioned:
     """New conditionings that show the reference as `view` sees it, standing at `placement`; what came in stays as it was.
 
-    background: what the inpaint variant continues. Raises LikenessError."""
+    background: what the inpaint variant continues. Width and height lose what goes beyond a multiple of 8, as in core's VAE.
+    Raises LikenessError."""
     pixels = checked_reference(reference)
     behind = None if background is None else _background(background, height, width)
+    width, height = width // CELL * CELL, height // CELL * CELL
     rows = _row_count(view, placement, pixels.shape[0], 1 if behind is None else behind.shape[0])
     boxes = placement.pixels(width, height)
     embed = embed_reference(clip_vision, pixels)
-    # a smaller picture than the reference: shrunk with care first, the authors' bilinear step has no antialias
-    small = min(width, height) < CANVAS
-    canvas = location_canvases(_resized(pixels, height, width) if small else pixels,
+    canvas = location_canvases(_no_finer(pixels, boxes, min(width, height)),
                                _times(boxes, max(len(boxes), pixels.shape[0])), (height, width))
     location = _encode(vae, canvas)
     around = None
@@ -97,8 +98,12 @@ def checked_reference(reference: Tensor) -> Tensor:
     return to_chw(resize(rgb, CANVAS, CANVAS)) * 2 - 1
 
 
-def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(n, 3, h, w) in -1..1 at another size."""
+def _no_finer(pixels: Tensor, boxes: list[tuple[int, int, int, int]], side: int) -> Tensor:
+    """The reference (n, 3, 256, 256) in -1..1, no finer than a square of `side`, or than its largest box where that is larger:
+    shrunk with care, since the authors' bilinear step into the box has no antialias and would skip pixels."""
+    width, height = (min(CANVAS, max(side, *(box[axis + 2] - box[axis] for box in boxes))) for axis in (0, 1))
+    if width == height == CANVAS:
+        return pixels
     return to_chw(resize((pixels + 1).movedim(1, -1) / 2, height, width)) * 2 - 1
 
 
@@ -114,7 +119,7 @@ def _row_count(view: View, placement: Placement, references: int, backgrounds: i
 
 
 def _background(background: Tensor, height: int, width: int) -> Tensor:
-    """(b, h, w, 3); a picture that has the size already keeps its very pixels."""
+    """(b, h, w, 3) without the rest of a division by 8; a picture that has the size already keeps its very pixels."""
     if background.ndim == 3 and background.shape[-1] not in (3, 4):
         raise LikenessError("A picture of the background was expected, a MASK came; connect an IMAGE.")
     rgb, _ = split_alpha(background)
@@ -122,7 +127,7 @@ def _background(background: Tensor, height: int, width: int) -> Tensor:
     if abs(shape / wanted - 1) > 0.02:
         raise LikenessError(f"The background is {rgb.shape[2]} x {rgb.shape[1]}, the picture shall be {width} x {height}, which "
                             "would squash it; crop it to the same shape with core's Image Crop, or change width and height.")
-    return resize(rgb, height, width)
+    return resize(rgb, height, width)[:, :height // CELL * CELL, :width // CELL * CELL]
 
 
 def _encode(vae: Any, pixels: Tensor) -> Tensor:

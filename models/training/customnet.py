@@ -22,14 +22,12 @@ TEXT_RATE = 10.0
 class ViewBatch(NamedTuple):
     """n pictures of objects whose reference was seen by another camera.
 
-    latents (n, c, h, w) of the target; location, background: latents of the canvas and (inpaint variant) of the picture
-    with a white box; embed (n, e) of the whole reference; camera (n, 4)."""
+    latents (n, c, h, w) of the target; location: latents of the canvas; embed (n, e) of the whole reference; camera (n, 4)."""
     latents: Tensor
     location: Tensor
     embed: Tensor
     camera: Tensor
     captions: list[str]
-    background: Tensor | None = None
 
 
 class ViewBase(Protocol):
@@ -109,11 +107,11 @@ class CustomNetTask:
         return {"total": float(loss.detach())}
 
     def inputs(self, x_t: Tensor, batch: ViewBatch, with_location: Tensor) -> Tensor:
-        """x_t with the location's and (inpaint variant) the background's channels."""
+        """x_t with the location's channels."""
         location = batch.location.to(x_t) * with_location.to(x_t)[:, None, None, None]
         if self.ablation == "no location":
             location = torch.zeros_like(location)
-        return torch.cat([x_t, location, *([] if batch.background is None else [batch.background.to(x_t)])], 1)
+        return torch.cat([x_t, location], 1)
 
     def export(self, path: Path, ema_state: dict[str, dict[str, Tensor]], metadata: dict[str, str]) -> None:
         """One file with the network and the projection under the names of the release."""

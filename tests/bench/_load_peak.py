@@ -1,6 +1,9 @@
-"""Child processes of `bench customnet --load`: one writes a file of the true shapes, one loads it and tells its peak memory."""
+"""Child processes of `bench customnet --load`: one writes a file of the true shapes, one loads it and tells its peak memory.
+
+    python tests/bench/_load_peak.py write|load FOLDER [--ending .pt]     .pt is what the authors give out"""
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import sys
@@ -8,6 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve()
 sys.path[0] = str(HERE.parents[1])
+ENDINGS = (".safetensors", ".pt")
 KEYS = HERE.parents[1] / "golden" / "customnet" / "keys_customnet.json.gz"
 
 
@@ -19,7 +23,10 @@ def write(path: Path) -> None:
     keys = json.loads(gzip.decompress(KEYS.read_bytes()))
     state = {name: torch.zeros(entry["shape"], dtype=torch.int64) if "int" in entry["dtype"]
              else torch.empty(entry["shape"]).uniform_(-0.01, 0.01) for name, entry in keys.items()}
-    save_file(state, path)
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
 
 
 def load(path: Path) -> None:
@@ -40,4 +47,9 @@ def load(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"write": write, "load": load}[sys.argv[1]](Path(sys.argv[2]) / "true_shapes.safetensors")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", choices=("write", "load"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ending", choices=ENDINGS, default=ENDINGS[0])
+    words = parser.parse_args()
+    {"write": write, "load": load}[words.step](words.folder / f"true_shapes{words.ending}")

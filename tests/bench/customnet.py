@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,45 +140,30 @@ def identity_retrieval(pictures: Any, scene: Any) -> list[float]:
     return (v.distances(pictures, rows).argmin(1) == 0).float().tolist()
 
 
-def turntable(weights: Path, file: Path) -> float:
-    """Seconds of eight views in one batch over eight single runs, through the host's sampler; encoding included."""
-    import comfy.sample
-    import torch
-
-    from likeness.models.customnet.placement import Placement
-    from likeness.models.customnet.view import turntable as views_of
-    from likeness.models.demo import views
-    from likeness.models.hosting import customnet
-    from likeness.models.hosting.view import condition
-
-    def seconds(count: int) -> float:
-        begin = time.perf_counter()
-        view = views_of(-60.0, 60.0, count, 0.0, 0.0, True)
-        done = condition(text, empty, loaded.vision, loaded.vae, picture, view, Placement(((0.1, 0.1, 0.8, 0.8),)), 64, 64)
-        latent = done.latent["samples"]
-        noise = comfy.sample.prepare_noise(latent, 1, done.latent["batch_index"])
-        comfy.sample.sample(loaded.model, noise, 20, 2.0, "euler", "normal", done.positive, done.negative, latent, seed=1,
-                            disable_pbar=True)
-        return time.perf_counter() - begin
-
-    with torch.inference_mode():
-        loaded = customnet.load_miniature(None, weights, file)
-        text, empty = (loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(t)) for t in ("a house on the beach", ""))
-        picture = views.references(views.select(views.identities(), torch.tensor([7])), 256).movedim(1, -1)
-        seconds(1)
-        return min(seconds(8) for _ in range(3)) / (8 * min(seconds(1) for _ in range(3)))
-
-
-def load_peak(folder: Path) -> float:
+def load_peak(folder: Path, ending: str) -> float:
     """Peak memory of a process that loads a file of the true shapes (random float32) over the file's size."""
     script = Path(__file__).with_name("_load_peak.py")
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for step in ("write", "load"):  # one process each: the writer's own memory must not count
-            done = subprocess.run([sys.executable, str(script), step, place], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, str(script), step, place, "--ending", ending], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
         numbers = json.loads(done.stdout.strip().splitlines()[-1])
     return numbers["peak"] / numbers["file"]
+
+
+def chances(scene: Any, wide: Any) -> dict[str, float]:
+    """What a method without any skill gets: a guess, the reference's own camera, the outline of the picture before."""
+    from bench import _view_rules as v
+
+    from likeness.models.demo import views
+
+    true = views.render(scene)[1] > 0.5
+    found = {"retrieval": 1 / len(VIEWS), "identity": 1 / 16, "background": 0.2, "background_four": 0.2,
+             "distance_monotone": 1 / 6,  # one order of three areas
+             "placement_iou": float(v.iou(true, true.roll(1, 0)).mean()),
+             **{f"{name}_median_deg": float(wide.camera[name].abs().median()) for name in ("azimuth", "elevation")}}
+    return {f"{name}_chance": round(value, 4) for name, value in found.items()}
 
 
 def ideal(painter: Any, scene: Any, *_: Any) -> Any:
@@ -215,8 +199,23 @@ def ablated(name: str, painter: Any, scene: Any, whole: dict[str, float]) -> dic
     return out
 
 
+def through_nodes(nodes: Any, scene: Any, calls: int) -> dict[str, Any]:
+    """Rows of what an artist's graph makes: a call a building, its eight views and places before one scene."""
+    import torch
+    from bench._view_nodes import CALL
+
+    from likeness.models.demo import views
+
+    one_sentence = scene._replace(scene=torch.arange(PICTURES) // CALL % 5)
+    parts = views.blocks(one_sentence, CALL)[:calls]
+    asked = views.blocks(one_sentence, CALL * len(parts))[0]
+    pictures = torch.cat([nodes.paint(part, 900 + number) for number, part in enumerate(parts)])
+    return {"nodes_pictures": len(pictures), **{f"nodes_{key}": value for key, value in summary(row(pictures, asked)).items()}}
+
+
 def main(argv: list[str]) -> dict[str, Any]:
     import torch
+    from bench._view_nodes import Nodes, turntable
     from bench._view_painter import Painter
 
     from likeness.models.demo import views
@@ -228,13 +227,15 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--shared", type=Path, help="file of the ablation with one shared attention")
     parser.add_argument("--no-location", type=Path, help="file of the ablation without location")
     parser.add_argument("--load", action="store_true", help="also load a file of the true shapes: 6 GB of disk and 8 of memory")
+    parser.add_argument("--ending", choices=(".safetensors", ".pt"), default=".safetensors", help="of that file")
+    parser.add_argument("--nodes", type=int, default=32,
+                        help="calls of 8 pictures through the nodes' own way, with the first file; 0 leaves them out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("output/bench"))
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     scene, wide = scenes(), turned()
-    out: dict[str, Any] = {"pictures_a_row": PICTURES, "training_seeds": len(args.files), "chance_retrieval": 1 / len(VIEWS),
-                           "chance_identity": 1 / 16, "chance_background": 0.2}
+    out: dict[str, Any] = {"pictures_a_row": PICTURES, "training_seeds": len(args.files), **chances(scene, wide)}
     rows = []
     for number, file in enumerate(args.files, 1):
         painter = Painter(file, WEIGHTS)
@@ -251,9 +252,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     for name, file in (("shared_attention", args.shared), ("no_location", args.no_location)):
         if file is not None:
             out |= ablated(name, Painter(file, WEIGHTS), scene, rows[0])
-    out["turntable8_over_single"] = round(turntable(WEIGHTS, args.files[0]), 4)
+    nodes = Nodes(args.files[0], WEIGHTS)
+    if args.nodes > 0:
+        out |= through_nodes(nodes, scene, args.nodes)
+    out["turntable8_over_single"] = round(turntable(nodes), 4)
     if args.load:
-        out["load_peak_over_file"] = round(load_peak(Path(tempfile.gettempdir())), 4)
+        name = "load_peak_over_file" + ("_pt" if args.ending == ".pt" else "")
+        out[name] = round(load_peak(Path(tempfile.gettempdir()), args.ending), 4)
     return out
 
 

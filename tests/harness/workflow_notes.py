@@ -50,7 +50,8 @@ OWN_OBJECT = f"""## Your own object
 {PICTURES}"""
 
 OWN_CUSTOMNET = """## The real CustomNet
-1. Put *customnet_v1* into *models/checkpoints* and choose it in **Load CustomNet**.
+1. Take *customnet_v1*, or *customnet_inpaint_v1* for a background picture of your own, from *TencentARC/CustomNet* on Hugging
+   Face; put it into *models/checkpoints* and choose it in **Load CustomNet**.
 2. Set every width and height (View Conditioner, the frame of Placement, or the block) to 256. KSampler: *ddim*,
    *ddim_uniform*, 50 steps, cfg 3.
 3. Bypass every *Enlarge* node (**Ctrl+B**)."""
@@ -198,7 +199,10 @@ where, the camera from which side, the sentence what is round it.
 - **azimuth, elevation** in the block: the side you look at.
 - **x, y, box_width, box_height**: where it stands, as parts of the picture. Inside the block (double-click) Placement takes a
   painted **mask** or the box of one of core's detectors in their place.
-- **background**: another scene. **seed** in KSampler: other pictures.""", BUILDINGS, OWN_OBJECT, OWN_CUSTOMNET),
+- **background**: another scene. **seed** in KSampler: other pictures.
+- A **photo of your own as background**: with the inpaint file wake the muted group below the sampler, connect its picture to
+  **background_picture** of the block, and the group's preview shows the object in the photo, whose own pixels stay outside of the
+  box. The miniature and *customnet_v1* cannot see one.""", BUILDINGS, OWN_OBJECT, OWN_CUSTOMNET),
     "12 Swap a face, keep the scene": note("""# Swap a face, keep the scene
 **CustomEnhancer's whole way, in one strip: the scene, the swap, the inversion, the result.** The model paints a scene from words.
 **Face Swap** paints the head of your reference picture onto the head in it, and nothing else. The block *Keep the Scene* records

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .canvas import Board, Group, Link, Node, Sub
 from .workflow_notes import NOTES
-from .workflow_parts import BLUE, ENLARGE, GREEN, PURPLE, SIDE, YELLOW, core_cut_out, cut_out_picture, save
+from .workflow_parts import BLUE, ENLARGE, GREEN, GREY, PURPLE, SIDE, YELLOW, core_cut_out, cut_out_picture, save
 
 TURN = "Turn and Place an Object (CustomNet)"
 MINIATURE = "miniature (ships with the pack)"
@@ -38,17 +38,20 @@ def box(group: Group, x: float, y: float, side: float) -> Node:
 
 def turn(info: dict) -> Sub:
     """The method as one block: an object and a sentence in, prompts and latent for any sampler out."""
-    sub = Sub(TURN, info, "Turns an object and places it: a picture of it, camera, place and a sentence for the background in; "
-              "both prompts and the empty latent out, for any sampler with CustomNet's model.")
-    clip, vision, vae, image, mask = (sub.input(*pair) for pair in (
-        ("clip", "CLIP"), ("clip_vision", "CLIP_VISION"), ("vae", "VAE"), ("image", "IMAGE"), ("mask", "MASK", False)))
+    sub = Sub(TURN, info, "Turns an object and places it: a picture of it, camera, place and a sentence for the background in "
+              "(with the inpaint file also a picture of it); both prompts and the empty latent out, for any sampler with "
+              "CustomNet's model, and what puts the background's own pixels back.")
+    clip, vision, vae, image, mask, behind = (sub.input(*pair) for pair in (
+        ("clip", "CLIP"), ("clip_vision", "CLIP_VISION"), ("vae", "VAE"), ("image", "IMAGE"), ("mask", "MASK", False),
+        ("background_picture", "IMAGE", False)))
     reference = on_white(sub.group("The object on white", (0, 0), GREEN), image, mask)
     words, no = background(sub.group("The background in words", (0, 1), PURPLE), clip, "a photo of a tower in the snow")
     place = sub.group("Camera and place", (1, 0), GREEN)
     view, where = place.add("Likeness_Viewpoint", {"azimuth": -35.0, "elevation": 5.0}), box(place, 0.375, 0.25, 0.625)
     into = sub.group("Into both prompts", (2, 0), BLUE).add("Likeness_ViewConditioner", {
         "positive": words["CONDITIONING"], "negative": no["CONDITIONING"], "clip_vision": vision, "vae": vae,
-        "reference": reference["image"], "width": SIDE, "height": SIDE, "view": view["view"], "placement": where["placement"]})
+        "reference": reference["image"], "width": SIDE, "height": SIDE, "view": view["view"], "placement": where["placement"],
+        "background": behind})
     for name, node, widget in (
             ("background", words, "text"), ("negative_text", no, "text"), ("azimuth", view, "azimuth"),
             ("elevation", view, "elevation"), ("x", where, "x"), ("y", where, "y"), ("box_width", where, "box_width"),
@@ -57,7 +60,7 @@ def turn(info: dict) -> Sub:
     sub.promote("width", into, "width", (where, "frame_width"))
     sub.promote("height", into, "height", (where, "frame_height"))
     sub.preview(reference)
-    for name in ("positive", "negative", "latent"):
+    for name in ("positive", "negative", "latent", "background", "mask"):
         sub.output(name, into[name])
     return sub
 
@@ -96,4 +99,16 @@ def place_it(board: Board) -> None:
     into = group.add(turn(board.info), {"clip": model["clip"], "clip_vision": model["clip_vision"], "vae": model["vae"],
                                         "image": image, "mask": mask}, width=400, room=140)
     several = group.add("RepeatLatentBatch", {"samples": into["latent"], "amount": 4}, title="Four pictures", column=1)
-    save(board.group("5  Result", (4, 0), BLUE), paint(board, 3, 4, model, into, several["LATENT"], 3), "place in a background")
+    pictures = paint(board, 3, 4, model, into, several["LATENT"], 3)
+    save(board.group("5  Result", (4, 0), BLUE), pictures, "place in a background")
+    own_background(board, into, pictures, (3, 1))
+
+
+def own_background(board: Board, into: Node, pictures: Link, cell: tuple[int, int]) -> None:
+    """The muted group: a photo as background, whose own pixels come back outside of the box."""
+    group = board.group("Your own background, inpaint file only (muted: select, Ctrl+M)", cell, GREY)
+    group.add("LoadImage", {"image": "likeness_tower.png"}, muted=True, room=230, title="Your background: to background_picture")
+    four = group.add("RepeatImageBatch", {"image": into["background"], "amount": 4}, muted=True, column=1)
+    back = group.add("ImageCompositeMasked", {"destination": four["IMAGE"], "source": pictures, "mask": into["mask"]},
+                     muted=True, column=1)
+    group.add("PreviewImage", {"images": back["IMAGE"]}, muted=True, room=220, column=2)

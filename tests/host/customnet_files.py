@@ -45,12 +45,13 @@ def vision_state(generator: torch.Generator, width: int = WIDTH, layers: int = 2
 
 
 @cache
-def state(variant: str = "normal") -> dict[str, Tensor]:
-    """The whole file; what is cached here is shared by all tests."""
+def state(variant: str = "normal", levels: str = "two") -> dict[str, Tensor]:
+    """The whole file; what is cached here is shared by all tests. levels: "sd15" has SD1.5's own blocks."""
     from harness.tiny_models import families
 
+    sizes = UNET if levels == "two" else UNET | families.SD15_UNET
     generator = torch.Generator().manual_seed(31)
-    network = DualUNet(in_channels=8 if variant == "normal" else 12, dtype=torch.float32, **UNET)
+    network = DualUNet(in_channels=8 if variant == "normal" else 12, dtype=torch.float32, **sizes)
     text = tiny.clip_text("sd1_clip_config.json", families.CLIP_L, generator)
     text.pop("text_projection.weight")
     text["text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -65,20 +66,20 @@ def state(variant: str = "normal") -> dict[str, Tensor]:
 
 
 @cache
-def path(variant: str = "normal", ending: str = ".safetensors") -> Path:
+def path(variant: str = "normal", ending: str = ".safetensors", levels: str = "two") -> Path:
     """The file on disk."""
-    place = support.folder() / f"a_{variant}_file{ending}"
+    place = support.folder() / f"a_{variant}_file_of_{levels}{ending}"
     if ending == ".safetensors":
-        files.save(place, state(variant))
+        files.save(place, state(variant, levels))
     else:
-        torch.save(state(variant), place)
+        torch.save(state(variant, levels), place)
     return place
 
 
 @cache
-def loaded(variant: str = "normal") -> customnet.Loaded:
+def loaded(variant: str = "normal", levels: str = "two") -> customnet.Loaded:
     with torch.inference_mode():
-        return customnet.load(path(variant))
+        return customnet.load(path(variant, levels=levels))
 
 
 def reference(seed: int = 0) -> Tensor:

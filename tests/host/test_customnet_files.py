@@ -1,6 +1,7 @@
 """The authors' file as it is: told by its keys, loaded whole, refused when it is another, saved in half precision."""
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
@@ -125,6 +126,43 @@ def test_lora_reaches_the_text_projections():
     # without text there is nothing for it to act on
     mute = cf.conditioned(strengths=cf.view.Strengths(1.0, 0.0))
     assert torch.equal(cf.run(mute, patched), cf.run(mute))
+
+
+def test_lora_reaches_the_text_encoder():
+    """kohya's names, through the host's own loader with MODEL and CLIP."""
+    loaded, generator = cf.loaded(), torch.Generator().manual_seed(2)
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    lora = {f"{key}.lora_up.weight": torch.randn(128, 4, generator=generator), f"{key}.alpha": torch.tensor(4.0),
+            f"{key}.lora_down.weight": torch.randn(4, cf.WIDTH, generator=generator)}
+    model, clip = comfy.sd.load_lora_for_models(loaded.model, loaded.clip, lora, 1.0, 1.0)
+    assert not model.patches
+    assert set(clip.patcher.patches) == {"clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"}
+    plain, moved = (one.encode_from_tokens_scheduled(one.tokenize("on the beach"))[0][0] for one in (loaded.clip, clip))
+    assert float((moved - plain).abs().max()) > 1e-2
+    again = loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize("on the beach"))[0][0]
+    torch.testing.assert_close(again, plain)
+
+
+def test_the_sizes_that_the_help_tells(root):
+    """Of the public file and of its half copy, from the manifest."""
+    found = shapes("customnet")
+    whole = sum(4 * math.prod(shape) for shape in found.values())
+    half = sum((4 if key.startswith(config.PROJECTION) else 2) * math.prod(shape) for key, shape in found.items()
+               if config.wanted(key))
+    told = f"{half / 1e9:.1f} in place of {whole / 1e9:.1f} GB"
+    assert told == "2.8 in place of 5.7 GB"
+    assert told in (root / "js" / "docs" / "Likeness_LoadCustomNet.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_takes_no_file_costs_no_reading(tmp_path, monkeypatch):
+    own = tmp_path / "small.safetensors"
+    shutil.copy(cf.path(), own)
+
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+    monkeypatch.setattr(customnet.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(customnet, "read", lambda *_: pytest.fail("the file was read"))
+    assert "cannot be written (Read-only file system)" in customnet.save_half(own)
 
 
 def test_half_precision_copy(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness import tiny
 from host import customnet_files as cf
 from host.support import cfg_guider, comfy, comfy_extras, core, run_guider
 from likeness.models.common.errors import LikenessError
@@ -72,6 +73,13 @@ def test_cfg():
     run_guider(cfg_guider(watch.model, done.positive, done.negative), latent())
     watch.check()
     assert watch.calls == 1, "positive and negative no longer share a call"
+
+
+def test_cfg_of_one():
+    """The negative is never called; the rows that are still show the object."""
+    done, watch = watched()
+    run_guider(cfg_guider(watch.model, done.positive, done.negative, 1.0), latent())
+    assert watch.seen == [(0, True)]
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
@@ -203,6 +211,44 @@ def test_a_controlnet_receives_only_text_tokens(before):
         assert all(any(torch.equal(row.float(), one) for one in known) for row in text)
 
 
+def test_a_real_controlnet_of_sd15_moves_the_picture_and_the_object_stays():
+    """Its residuals have the sizes of SD1.5's blocks; under them the camera still counts, and only through the object."""
+    model = cf.loaded(levels="sd15").model
+    control = comfy.controlnet.load_controlnet(str(tiny.ensure()[tiny.CONTROLNET]))
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+    def painted(azimuth: float, controlled: bool = True, strength: float = 1.0) -> Tensor:
+        done = cf.conditioned(azimuth=(azimuth,), negative="blurry", strengths=Strengths(strength, 1.0))
+        pair = done.positive, done.negative
+        if controlled:
+            pair = core.ControlNetApplyAdvanced().apply_controlnet(*pair, control, hint, 0.8, 0.0, 1.0)
+        return run_guider(cfg_guider(model, *pair), _noise(6), sigmas=(8.0, 2.0, 0.0))
+    right, left, alone = painted(30.0), painted(-50.0), painted(30.0, False)
+    for other in (left, alone):
+        assert float((right - other).abs().max()) > 1e-3 * float(right.abs().max())
+    assert torch.equal(painted(30.0, strength=0.0), painted(-50.0, strength=0.0))
+
+
+def test_another_packs_text_attention_keeps_the_object():
+    """IPAdapter's way in, through MODEL and a sampler."""
+    model, calls = cf.loaded().model.clone(), []
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+        calls.append(extra["block"])
+        return comfy.ldm.modules.attention.optimized_attention(q, k, v, extra["n_heads"])
+    for block in (("input", 1), ("input", 3), ("middle", 0), *(("output", k) for k in range(4))):
+        model.set_model_attn2_replace(plain, *block)
+
+    def painted(model: Any, azimuth: float) -> Tensor:
+        done = cf.conditioned(azimuth=(azimuth,), negative="blurry")
+        return run_guider(cfg_guider(model, done.positive, done.negative), _noise(6), sigmas=(8.0, 2.0, 0.0))
+    want = painted(cf.loaded().model, 30.0)
+    near = 1e-4 * float(want.abs().max())
+    assert float((painted(model, 30.0) - want).abs().max()) < near
+    assert len(set(calls)) == 7
+    assert float((painted(model, -50.0) - want).abs().max()) > 10 * near
+
+
 # -- batches and sizes -----------------------------------------------------------------------------------------
 def _noise(seed: int, width: int = 8, height: int = 8) -> Tensor:
     return torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed))
@@ -279,9 +325,8 @@ def test_nothing_that_came_in_is_changed():
 def test_weights_that_stay_away_give_the_same_picture(lora, near, monkeypatch):
     """As under --novram, from prompt to latent: every layer fetches its weights for its own call; the host lays LoRAs on in other
     roundings."""
-    done = cf.conditioned()
-
     def call() -> Tensor:
+        done = cf.conditioned()
         model = cf.loaded().model.clone()
         if lora:
             key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -328,7 +373,7 @@ def test_one_place_says_which_way_the_public_weights_turn(monkeypatch):
 def test_a_small_picture_of_the_reference_is_shrunk_with_care():
     """Below the reference's size the canvas is the reference's own mean over each pixel; the plain bilinear step would skip."""
     fine = torch.ones(1, 256, 256, 3)
-    fine[:, 28:228, 28:228] = (torch.arange(200) // 2 % 2).float()[None, None, :, None]  # stripes of two pixels
+    fine[:, 28:228, 28:228] = (torch.arange(200) // 3 % 2).float()[None, None, :, None]  # 2 pixels: grey either way
     seen = {}
     for side in (64, 256):
         taken = []
@@ -343,6 +388,45 @@ def test_a_small_picture_of_the_reference_is_shrunk_with_care():
     assert torch.allclose(seen[256], fine, atol=1e-6)
     inside = seen[64][0, 12:52, 12:52]
     assert float((inside - 0.5).abs().max()) < 0.1, "grey, not stripes of their own"
+
+
+@pytest.mark.parametrize("across", (False, True))
+def test_a_wide_picture_shrinks_the_reference_as_a_square_one(across):
+    """A box of 64 pixels is the same in 512 x 64 and in 64 x 64; a plain bilinear step would make a beat of these stripes."""
+    fine = torch.ones(1, 256, 256, 3)
+    fine[:, 28:228, 28:228] = (torch.arange(200) // 3 % 2).float()[None, None, :, None]
+    taken = []
+
+    class Vae:
+        def encode(self, pixels: Tensor) -> Tensor:
+            taken.append(pixels)
+            return torch.zeros(1, 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+    wide, tall = ((0.125, 0.0, 0.125, 1.0), 512, 64), ((0.0, 0.125, 1.0, 0.125), 64, 512)
+    for box, width, height in (tall if across else wide, ((0.0, 0.0, 1.0, 1.0), 64, 64)):
+        cf.view.condition([], [], cf.loaded().vision, Vae(), fine, View((0.0,), (0.0,), (0.0,)), Placement((box,)), width, height)
+    part = taken[0][:, 64:128] if across else taken[0][:, :, 64:128]
+    assert torch.equal(part, taken[1])
+    assert float(fine.std()) > 0.3 > float(taken[1][0, 12:52, 12:52].std())
+
+
+def test_a_wide_box_keeps_the_references_width():
+    """Stretched over 512 pixels it has all its 256 columns, though the picture is only 64 high."""
+    pixels = cf.view.checked_reference(cf.reference())
+    assert cf.view._no_finer(pixels, [(0, 0, 512, 64)], 64).shape == (1, 3, 64, 256)
+    assert cf.view._no_finer(pixels, [(0, 0, 40, 40), (-64, 8, 96, 40)], 64).shape == (1, 3, 64, 160)
+    assert cf.view._no_finer(pixels, [(0, 0, 40, 40)], 256) is pixels
+
+
+def test_sizes_lose_what_core_would_cut_off():
+    """Through the API any number may come; core's VAE drops the rest of a division by 8, at both sides."""
+    even, odd = cf.conditioned(width=64, height=96), cf.conditioned(width=71, height=101)
+    for done in (even, odd):
+        assert done.mask.shape == (1, 96, 64) and done.latent["samples"].shape == (1, 4, 12, 8)
+        assert done.background.shape == (1, 96, 64, 3)
+    assert torch.equal(even.mask, odd.mask)
+    assert torch.equal(*(done.positive[0][1][cf.KEY].location for done in (even, odd)))
+    picture = torch.rand(1, 101, 71, 3)
+    assert cf.conditioned("inpaint", width=71, height=101, background=picture).background.shape == (1, 96, 64, 3)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------
@@ -383,6 +467,13 @@ def test_each_reference_of_a_batch_is_checked():
     good = cf.reference()
     with pytest.raises(LikenessError, match="Reference 2 of 3 has no white background"):
         cf.conditioned(reference=torch.cat([good, torch.full_like(good, 0.5), good]))
+
+
+def test_a_text_encoder_of_another_model():
+    done = cf.conditioned()
+    other = [[torch.zeros(1, 77, 2 * cf.WIDTH), done.positive[0][1]]]
+    with pytest.raises(LikenessError, match="width 128, this model was trained with 64; connect the CLIP of Load CustomNet"):
+        _sample(done._replace(positive=other), _noise(1))
 
 
 def test_an_image_tower_of_another_model():

@@ -74,6 +74,10 @@ def test_placement_from_numbers_masks_and_boxes(nodes, checkpoints):
     placement, box, preview = node(nodes, "Placement", *NUMBERS, "whole reference", "stretched", 8, 8, None, boxes, image)
     assert placement.boxes == ((0.1, 0.1, 0.5, 0.2),)
     assert preview.shape == (1, 100, 100, 3)
+    # what stands over is cut off for core's crop and kept in the placement
+    placement, box, _ = node(nodes, "Placement", -0.25, 0.5, 0.5, 0.75, "whole reference", "stretched", 256, 128)
+    assert box == {"x": 0, "y": 64, "width": 64, "height": 64}
+    assert placement.pixels(256, 128) == [(-64, 64, 64, 160)]
     with pytest.raises(LikenessError, match="disconnect one"):
         node(nodes, "Placement", *NUMBERS, "object", SQUARE, 64, 64, mask, boxes)
     with pytest.raises(LikenessError, match="outside"):
@@ -208,6 +212,21 @@ def test_a_training_begins_with_a_file(trained):
     def far(these):
         return max(float((before[name].float() - these[name].float()).abs().max()) for name in before)
     assert far(after) < 0.1 * far(other), (far(after), far(other))
+
+
+def test_another_training_in_the_same_folder_is_refused(trained):
+    """The checkpoint does not know what it was made from and would go on with other weights."""
+    from likeness.nodes.training_views import train_miniature
+
+    out, few = folder() / "cn_same", {"pictures": 24, "batch": 4}
+    first = train_miniature(out, trained, "a test", steps=1, **few)
+    for other in ({"ablation": "no location"}, {"easy": True}, {"start": trained / customnet.MINIATURE}):
+        with pytest.raises(LikenessError, match="cn_same holds a run on another"):
+            train_miniature(out, trained, "a test", steps=2, **few, **other)
+    (out / "recipe.json").unlink()  # of a copy of this pack that wrote none: taken, and noted from now on
+    assert train_miniature(out, trained, "a test", steps=1, **few) == first
+    with pytest.raises(LikenessError, match="train in a new folder"):
+        train_miniature(out, trained, "a test", steps=2, ablation="no location", **few)
 
 
 def test_weights_that_are_missing_are_named(host):

@@ -22,6 +22,12 @@ PLACES, VIEWPOINT = (host("nodes_view", name) for name in ("placement_from_numbe
 DEVICE, SIGN, SMALL, REFERENCES = (host("customnet_rows", name) for name in (
     "latents_come_to_the_noises_device", "one_place_says_which_way_the_public_weights_turn",
     "a_small_picture_of_the_reference_is_shrunk_with_care", "each_reference_of_a_batch_is_checked"))
+WIDE, ODD, TEXT = (host("customnet_rows", name) for name in (
+    "a_wide_picture_shrinks_the_reference_as_a_square_one", "sizes_lose_what_core_would_cut_off",
+    "a_text_encoder_of_another_model"))
+AGAIN = host("nodes_view", "another_training_in_the_same_folder_is_refused")
+ASKED = host("customnet_files", "a_folder_that_takes_no_file_costs_no_reading")
+OUTLINE = ("tests/unit/test_toy_buildings.py::test_the_benchs_outline_does_not_know_the_asked_box",)
 SCHEDULE = host("customnet_golden", "the_releases_schedule_begins_at_noise_for_any_count")
 PART = host("customnet_files", "a_part_is_read_without_the_others")
 
@@ -103,7 +109,26 @@ MUTATIONS = [
              "1.0", SIGN),
     Mutation("the miniature hangs on the public weights' sign", HOSTING + "customnet_model.py",
              "azimuth_sign = 1.0  # trained by this pack, with its own cameras", "azimuth_sign = -AZIMUTH_SIGN", SIGN),
-    Mutation("a small canvas skips pixels", HOSTING + "view.py", "small = min(width, height) < CANVAS", "small = False", SMALL),
+    Mutation("a small canvas skips pixels", HOSTING + "view.py", "if width == height == CANVAS:", "if True:", SMALL),
+    Mutation("a wide canvas skips pixels", HOSTING + "view.py", "boxes, min(width, height))", "boxes, max(width, height))", WIDE),
+    Mutation("sizes keep the rest of a division by 8", HOSTING + "view.py",
+             "    width, height = width // CELL * CELL, height // CELL * CELL\n", "", ODD),
+    Mutation("a prompt of another text encoder passes", HOSTING + "customnet_model.py",
+             'self._check_text(kwargs.get("cross_attn"))', "pass", TEXT),
+    Mutation("the box for core's crop begins below 0", "nodes/view.py", "min(max(value, 0), most)", "min(value, most)", PLACES),
+    Mutation("a training of another ablation goes on", "nodes/training_views.py", '"ablation": ablation, ', "", AGAIN),
+    Mutation("a training of another file goes on", "nodes/training_views.py", '"" if start is None else files.sha256(start)',
+             '""', AGAIN),
+    Mutation("the zoom of the host's camera is not seen", CUSTOMNET + "view.py", "far / zoom / reference_distance",
+             "far / reference_distance", UNIT),
+    Mutation("gigabytes are read before the folder is asked", HOSTING + "customnet.py",
+             "tempfile.TemporaryFile(dir=target.parent).close()", "pass", ASKED),
+    Mutation("the bench looks for the building where it was asked", "tests/bench/_view_rules.py",
+             "return torch.nn.functional.avg_pool2d(differs, 5, 1, 2)[:, 0] > 0.5",
+             "return (torch.nn.functional.avg_pool2d(differs, 5, 1, 2)[:, 0] > 0.5) & (inside(scene.box) > 0)", OUTLINE),
+    Mutation("the bench's rows through the nodes are the true views", "tests/bench/customnet.py",
+             "torch.cat([nodes.paint(part, 900 + number) for number, part in enumerate(parts)])", "views.render(asked)[0]",
+             ("tests/host/test_bench_customnet.py::test_rows_through_the_nodes",)),
     Mutation("references are checked together", HOSTING + "view.py", ".all(-1).float().mean(1)", ".all(-1).float().mean()[None]",
              REFERENCES),
     Mutation("square is counted in the frame of the box", CUSTOMNET + "placement.py",

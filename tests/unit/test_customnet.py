@@ -96,6 +96,12 @@ def test_camera_of_the_host():
     assert view.from_camera(camera(0, 0, 4), 0.0) == pytest.approx((0, 0, 0))
     assert view.from_camera(camera(4, 0, 0), 2.0) == pytest.approx((90, 0, 1))
     assert view.from_camera(camera(0, 1, 1), 0.0) == pytest.approx((0, 45, 0))
+    near = camera(4, 0, 0) | {"zoom": 2}
+    assert view.from_camera(near, 2.0) == pytest.approx((90, 0, 0)) and view.from_camera(near, 0.0) == pytest.approx((90, 0, 0))
+    assert view.from_camera(near | {"cameraType": "orthographic"}, 1.0) == pytest.approx((90, 0, 0))
+    assert view.from_camera({**camera(4, 0, 0), "zoom": None}, 2.0) == pytest.approx((90, 0, 1))
+    with pytest.raises(LikenessError, match="zoom is -1, it must be above 0"):
+        view.from_camera(near | {"zoom": -1}, 1.0)
     with pytest.raises(LikenessError, match="its own target"):
         view.from_camera(camera(0, 0, 0), 1.0)
     with pytest.raises(LikenessError, match="no position"):

@@ -129,3 +129,19 @@ def test_the_benchs_rules_read_true_pictures():
     assert float((elevation - cameras["elevation"]).abs().median()) <= 4
     assert float(rules.iou(rules.silhouettes(drawn, picture), masks > 0.5).mean()) > 0.85
     assert torch.equal(rules.backgrounds(drawn, picture.box), picture.scene)
+
+
+def test_the_benchs_outline_does_not_know_the_asked_box():
+    """A building at the wrong place, or at the right one and once more, is no building at its place."""
+    from bench import _view_rules as rules
+
+    n = 6
+    straight = {name: torch.zeros(n) for name in ("azimuth", "elevation", "distance")}
+    asked = Scene(rules.held_out(n, 1), straight, torch.arange(n) % 5, torch.tensor([[0, 0, 40, 40]]).repeat(n, 1))
+    right, masks = views.render(asked)
+    elsewhere = asked._replace(box=asked.box + 24)
+    wrong, _ = views.render(elsewhere)
+    twice, _ = views.render(elsewhere, right)
+    overlaps = [rules.iou(rules.silhouettes(picture, asked), masks > 0.5) for picture in (right, wrong, twice)]
+    assert float(overlaps[0].min()) > 0.7
+    assert float(overlaps[1].max()) < 0.5 and float(overlaps[2].max()) < 0.5
