@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import LikenessError
+from ..common.records import brief
 from ..face.contract import (
     ATTRIBUTES,
     DETECTOR,
@@ -95,6 +96,9 @@ class FaceSwapper(NamedTuple):
     emap: Tensor
     space: str
     name: str
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def choose_backend(wish: str) -> str:

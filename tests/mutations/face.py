@@ -68,6 +68,10 @@ MUTATIONS = [
              "own_height", (f"{DATA}::test_one_side_keeps_the_shape",)),
     Mutation("limbs are not dimmed", FACE + "drawing.py", "canvas * DIM * 255", "canvas * 255",
              (f"{DATA}::test_the_keypoint_picture_is_instantids",)),
+    Mutation("a failing node publishes the embedding", FACE + "faces.py", "def __repr__(self)", "def told(self)",
+             (f"{DATA}::test_faces_print_no_embedding",)),
+    Mutation("a failing node publishes what was read off a picture", "models/common/records.py",
+             "    if isinstance(value, Tensor):\n", "    if False:\n", (f"{DATA}::test_records_print_shapes_and_no_numbers",)),
     # -- networks and host
     Mutation("the identity map is the first tensor", FACE + "contract.py", "or tensors[-1:]", "or tensors[:1]",
              (f"{HOST}::test_the_identity_map_is_found_by_name",)),

@@ -9,6 +9,7 @@ import torch
 
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
+from likeness.models.common.records import Subject
 from likeness.models.face import choose, drawing, foreign, smooth, storage
 from likeness.models.face.faces import Face, Faces
 
@@ -29,6 +30,20 @@ def faces(*frames, space=SPACE, size=(200, 300)):
 
 
 A, B, C = face(10, 90, 30, 1, 0.8), face(150, 10, 50, 2, 0.7), face(80, 50, 20, 3, 0.95)
+
+
+def test_faces_print_no_embedding():
+    """As the host does with the inputs of a node that fails, in its messages and its history."""
+    found = faces((A, B._replace(embedding=None)), ())
+    told = str(found)
+    assert "Face(box 10 90 40 120, score 0.80, embedding of 512 numbers" in told and "no embedding" in told
+    assert "tensor" not in told and f"{float(A.embedding[0]):.3f}" not in told and told == repr(found)
+
+
+def test_records_print_shapes_and_no_numbers():
+    subject = Subject("custany", (("global", draw(1, 1, 2, 300)),), "all", "sd15", 64, "", "", "", None)
+    told = str(subject)
+    assert "tokens=(('global', 1 x 2 x 300 numbers))" in told and "method='custany'" in told and "tensor" not in told
 
 
 # -- choice --------------------------------------------------------------------------------------------
