@@ -102,7 +102,7 @@ class FaceSwapper(NamedTuple):
 
 
 def choose_backend(wish: str) -> str:
-    """torch on an accelerator, else onnxruntime where it is installed. Raises LikenessError when neither is."""
+    """torch on an accelerator, else onnxruntime, which says itself where it is missing."""
     if wish != "auto":
         return wish
     if there("onnx2torch") and (management.get_torch_device().type != "cpu" or not there("insightface")):
