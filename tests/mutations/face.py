@@ -81,7 +81,7 @@ MUTATIONS = [
              (f"{DATA}::test_faces_print_no_embedding",)),
     Mutation("a failing node publishes what was read off a picture", "models/common/records.py",
              "    if isinstance(value, Tensor):\n", "    if False:\n", (f"{DATA}::test_records_print_shapes_and_no_numbers",)),
-    Mutation("windows of drawings are too small", FACE + "drawing.py", "max(half, HALF_WIDTH) + 1)", "max(half, HALF_WIDTH) - 1)",
+    Mutation("windows of drawings are too small", FACE + "drawing.py", "max(half, HALF_WIDTH) + 1)", "half // 2)",
              (f"{DATA}::test_a_drawing_in_small_windows_is_the_same_to_the_bit",)),
     Mutation("landmarks of another size are taken", FACE + "foreign.py", "    if own != size:", "    if False:",
              (f"{DATA}::test_points_of_the_mesh",)),

@@ -127,7 +127,7 @@ def test_suppression_counts_both_edge_pixels():
 
 @pytest.mark.parametrize(("wishes", "dealt"), [
     ([[1, 2], [1]], [2, 1]), ([[1, 2], [1, 3]], [1, 3]), ([[1], [1], []], [1, None, None]), ([[1], [1, 2], [2, 3]], [1, 2, 3]),
-    ([[1, 2], [2, 3], [1], [2]], [1, 3, None, 2]), ([], [])])
+    ([[1, 2], [2, 3], [1], [2]], [2, 3, 1, None]), ([], [])])
 def test_dealing_serves_as_many_as_can_be(wishes, dealt):
     assert detect.deal(wishes) == dealt
 
@@ -139,7 +139,7 @@ def test_overlapping_boxes_take_one_face_each(monkeypatch):
 
     def found(network, crop, *_):
         shift = crop[0, 0].repeat(2)
-        jitter = 0.5 * float(shift.sum() > 0)  # another crop gives other numbers
+        jitter = 0.0 if crop.shape == picture.shape else 0.5  # another crop gives other numbers
         return [face._replace(box=face.box - shift + jitter) for face in people]
 
     monkeypatch.setattr(detect, "detect", found)
