@@ -301,7 +301,8 @@ def on_the_whole_canvas(faces, height, width, style):
 
 @pytest.mark.parametrize("style", drawing.STYLES)
 def test_a_drawing_in_small_windows_is_the_same_to_the_bit(style):
-    spots = ((20, 20, 60), (-30, 5, 80), (120, 70, 150), (400, 10, 30), (90, 90, 3), (-20, -40, 220))  # tiny and wide, cut off, beyond
+    spots = (  # tiny and wide, cut off, beyond
+        (20, 20, 60), (-30, 5, 80), (120, 70, 150), (400, 10, 30), (90, 90, 3), (-20, -40, 220))
     for number, spot in enumerate(spots):
         crowd = [face(*spot), face(60 + number, 40, 50)]
         crowd[0] = crowd[0]._replace(keypoints=crowd[0].keypoints + 4 * draw(number, 5, 2))
