@@ -68,8 +68,10 @@ class Look:
                  parts: Parts | None = None):
         self.models, self.sizes, self.threshold, self.parts = models, sizes, threshold, parts or Parts()
         self.known: dict[bytes, tuple[Face, ...]] = {}
-        wanted = zip((models.recogniser, models.landmarks, models.attributes, models.detector), self.parts, strict=True)
-        prepare([network for network, wish in wanted if wish])
+        prepare([network for network, wish in ((models.detector, self.parts.detector),
+                                               (models.recogniser, self.parts.recogniser),
+                                               (models.landmarks, self.parts.landmarks),
+                                               (models.attributes, self.parts.attributes)) if wish])
 
     def at(self, frame: Tensor) -> tuple[Face, ...]:
         """Faces of picture (h, w, c)."""
