@@ -17,7 +17,6 @@ INSIGHTFACE = "insightface"
 MINIATURE = "miniature (ships with the pack)"  # the face pack for the heads of creatures
 _MINIATURE_FACES = Path(__file__).parent.parent / "models" / "demo" / "weights" / "faces"
 NO_FILE = "(no file in models/likeness)"
-NO_PACK, NO_SWAPPER = "(no pack in models/insightface/models)", "(no file in models/insightface)"
 _ENDINGS = (".safetensors", ".sft")
 
 
@@ -121,9 +120,8 @@ def face_folders() -> list[str]:
 def missing_pack(name: str) -> str:
     """The sentence for a face pack that is not there."""
     places = " or ".join(os.path.join(place, "models") for place in face_folders())
-    what = "There is no face pack yet" if name == NO_PACK else f"The face pack {name} is not there"
-    return (f"{what}; put a folder such as buffalo_l or antelopev2 with its .onnx files into {places} and press R; Check Files "
-            "says what belongs in it.")
+    return (f"The face pack {name} is not there; put a folder such as buffalo_l or antelopev2 with its .onnx files into {places} "
+            "and press R; Check Files says what belongs in it.")
 
 
 def encoder_candidates() -> list[Path]:

@@ -1,19 +1,18 @@
 """Faces: found, chosen, blended, drawn and swapped."""
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io, ui
 
-from ..models.common.images import to_rgb
 from ..models.common.reference import ON_MISSING
 from ..models.face.choose import GENDERS, MODES, ORDERS, blend, parse_numbers, select, table
 from ..models.face.detect import LADDER, THRESHOLD
-from ..models.face.drawing import STYLES, annotate, draw_keypoints, keypoint_size
+from ..models.face.drawing import STYLES
 from ..models.face.faces import Faces
 from ..models.face.masks import KINDS
 from ..models.face.swap import BOOSTS, Paste
 from ..models.hosting.face import FaceModels, FaceSwapper
 from ..models.hosting.face_batch import ASSIGN, Job, analyse, check_faces, swap
+from ..models.hosting.face_pictures import keypoints, marked
 from ..models.hosting.memory import to_intermediate
 from . import _types
 
@@ -78,10 +77,9 @@ class AnalyzeFaces(io.ComfyNode):
                 bboxes: object = None, face_landmarks: object = None) -> io.NodeOutput:
         faces = analyse(face_models, image, _sizes(detection_size), threshold, bboxes, face_landmarks)
         found = check_faces(faces, on_missing)
-        marked = torch.stack([annotate(to_rgb(row[None])[0], frame) for row, frame in zip(image, faces.frames, strict=True)])
-        marked = to_intermediate(marked)
+        shown = marked(image, faces)
         count = sum(map(len, faces.frames))
-        return io.NodeOutput(faces, marked, count, found, table(faces), ui=ui.PreviewImage(marked[:SHOWN], cls=cls))
+        return io.NodeOutput(faces, shown, count, found, table(faces), ui=ui.PreviewImage(shown[:SHOWN], cls=cls))
 
 
 class SelectFaces(io.ComfyNode):
@@ -207,11 +205,7 @@ class FaceKeypoints(io.ComfyNode):
 
     @classmethod
     def execute(cls, faces: Faces, style: str, width: int, height: int) -> io.NodeOutput:
-        drawn = []
-        for frame, (own_height, own_width) in zip(faces.frames, faces.sizes, strict=True):
-            wide, tall = keypoint_size(width, height, own_width, own_height)
-            drawn.append(draw_keypoints(frame, tall, wide, style, (wide / own_width, tall / own_height)))
-        return io.NodeOutput(to_intermediate(torch.stack(drawn)))
+        return io.NodeOutput(keypoints(faces, style, width, height))
 
 
 class SwapFaces(io.ComfyNode):

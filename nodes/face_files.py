@@ -19,18 +19,16 @@ _BACKEND = ("What the networks run on. torch: under ComfyUI's memory manager, an
 
 def _packs() -> list[str]:
     packs = _paths.face_packs()
-    return sorted(packs, key=lambda name: (name == _paths.MINIATURE, name != "buffalo_l", name)) or [_paths.NO_PACK]
+    return sorted(packs, key=lambda name: (name == _paths.MINIATURE, name != "buffalo_l", name))
 
 
 def _swappers() -> list[str]:
-    names = sorted(_paths.face_files(), key=lambda name: ("swap" not in name.lower(), name.startswith(_paths.MINIATURE), name))
-    return names or [_paths.NO_SWAPPER]
+    return sorted(_paths.face_files(), key=lambda name: ("swap" not in name.lower(), name.startswith(_paths.MINIATURE), name))
 
 
 def _no_swapper(file: str) -> str:
     places = " or ".join(_paths.face_folders())
-    what = "There is no swapper yet" if file == _paths.NO_SWAPPER else f"The file {file} is not in {places}"
-    return f"{what}; put inswapper_128.onnx into {places} and press R."
+    return f"The file {file} is not in {places}; put inswapper_128.onnx into {places} and press R."
 
 
 class LoadFaceModels(io.ComfyNode):

@@ -8,6 +8,19 @@ from torch import Tensor
 SUBJECT_VERSION = 1
 
 
+def brief(record: NamedTuple) -> str:
+    """A record with its tensors as shapes: the host prints the inputs of a node that fails into messages and history, where
+    numbers that were read off a person's picture have no place."""
+    fields = zip(record._fields, map(_short, record), strict=True)
+    return f"{type(record).__name__}({', '.join(f'{name}={value}' for name, value in fields)})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{' x '.join(map(str, value.shape))} numbers"
+    return f"({', '.join(map(_short, value))})" if type(value) is tuple else repr(value)
+
+
 class Subject(NamedTuple):
     """Tokens of one subject from n reference pictures.
 
@@ -25,6 +38,9 @@ class Subject(NamedTuple):
     adapter_hash: str
     adapter: Any
     version: int = SUBJECT_VERSION
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def get(self, name: str) -> Tensor:
         """The tokens called `name`; KeyError when the method has none."""
@@ -58,6 +74,9 @@ class Word(NamedTuple):
     tokens: Any
     clip: Any
     end: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class Guidance(NamedTuple):

@@ -1,10 +1,13 @@
 """Which faces: order, numbers, likeness to a reference; and several faces blended into one."""
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..common.errors import LikenessError
 from .analyse import likeness, unit
+from .contract import MINIATURE
 from .faces import Face, Faces, area
 
 ORDERS = ("large to small", "small to large", "left to right", "right to left", "top to bottom", "bottom to top",
@@ -28,8 +31,11 @@ def check_space(have: str, wanted: str, what: str) -> None:
     packs = {"w600k_r50": "buffalo_l", "glintr100": "antelopev2"}
     if have != wanted:
         pack = f"the pack {packs[wanted]}" if wanted in packs else f"the recogniser {wanted}"
+        advice = f"analyse the faces with {pack}" if wanted != MINIATURE else (
+            "the miniature knows only the heads of its own creatures; for people choose the pack buffalo_l in Load Face Models "
+            "and inswapper_128.onnx in Load Face Swapper")
         raise LikenessError(f"{what} needs embeddings of {wanted}, but these faces have those of {have or 'no recogniser'}, and "
-                            f"the two do not compare: analyse the faces with {pack}.")
+                            f"the two do not compare: {advice}.")
 
 
 def parse_numbers(text: str) -> tuple[int, ...] | None:
@@ -102,7 +108,7 @@ def parse_weights(text: str, count: int) -> list[float]:
         weights = [float(word) for word in text.replace(";", ",").split(",") if word.strip()]
     except ValueError as error:
         raise LikenessError(f"The weights are {text!r}: write numbers with commas, such as 1, 0.5.") from error
-    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != count or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         raise LikenessError(f"The weights are {text!r} for {count} faces: write one number from 0 for each, not all zero.")
     return weights
 

@@ -15,6 +15,7 @@ DETECTOR, RECOGNISER, LANDMARKS, LANDMARKS_3D, ATTRIBUTES, SWAPPER, UNKNOWN = (
     "detector", "recogniser", "106 landmarks", "3D landmarks", "gender and age", "swapper", "unknown network")
 EMAP, EMAP_WIDTH = "buff2fs", 512
 SPACES = ("w600k_r50", "glintr100")  # of buffalo_l and of antelopev2
+MINIATURE = "miniature"  # of the heads of the miniature world's creatures
 SPACE_KEY, LICENCE_KEY = "likeness.space", "likeness.licence"  # in the metadata of files that are made for this pack
 # SHA-256 as published -> name
 KNOWN = {

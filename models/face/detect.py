@@ -77,15 +77,20 @@ def decode(outputs: list[Tensor], height: int, width: int, threshold: float = TH
 def suppress(boxes: Tensor, scores: Tensor, overlap: float = OVERLAP) -> list[int]:
     """Places of the boxes that stay, the best first: greedy, by intersection over union with both edge pixels counted."""
     order = torch.sort(scores, descending=True, stable=True).indices
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     keep = []
     while order.numel():
         best, rest = order[0], order[1:]
         keep.append(int(best))
-        low, high = torch.maximum(boxes[best, :2], boxes[rest, :2]), torch.minimum(boxes[best, 2:], boxes[rest, 2:])
-        common = (high - low + 1).clamp(min=0).prod(1)
-        order = rest[common / (areas[best] + areas[rest] - common) <= overlap]
+        order = rest[_shares(boxes[best], boxes[rest]) <= overlap]
     return keep
+
+
+def _shares(box: Tensor, boxes: Tensor) -> Tensor:
+    """Intersection over union of box (4,) with each of boxes (n, 4)."""
+    one, areas = (box[2:] - box[:2] + 1).prod(), (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
+    low, high = torch.maximum(box[:2], boxes[:, :2]), torch.minimum(box[2:], boxes[:, 2:])
+    common = (high - low + 1).clamp(min=0).prod(1)
+    return common / (one + areas - common)
 
 
 def detect_at(network: Network, picture: Tensor, size: tuple[int, int], threshold: float = THRESHOLD) -> Found:
@@ -109,22 +114,57 @@ def detect(network: Network, picture: Tensor, sizes: tuple[int, ...] = LADDER, t
 
 def inside(network: Network, picture: Tensor, boxes: list[tuple[float, float, float, float]], sizes: tuple[int, ...] = LADDER,
            threshold: float = THRESHOLD, margin: float = 0.25) -> list[Face]:
-    """The best face in each box (x0, y0, x1, y1) that another detector drew; boxes without one give none."""
+    """A face for each box (x0, y0, x1, y1) that another detector drew, the best that no other box takes; boxes without one
+    give none."""
+    found = [_in_box(network, picture, box, sizes, threshold, margin) for box in boxes]
+    every = [face for faces in found for face in faces]
+    if not every:
+        return []
+    outlines = torch.stack([face.box for face in every])
+    who = outlines[suppress(outlines, torch.tensor([face.score for face in every]))]  # the same face may lie in several boxes
+    named = [{int(_shares(face.box, who).argmax()): face for face in reversed(faces)} for faces in found]
+    dealt = deal([sorted(faces, key=lambda name: -faces[name].score) for faces in named])
+    return [faces[name] for faces, name in zip(named, dealt, strict=True) if name is not None]
+
+
+def deal(wishes: list[list[int]]) -> list[int | None]:
+    """For each row one of the names that it wishes for, the best first; none twice, and as many rows served as can be."""
+    owner: dict[int, int] = {}
+
+    def serve(row: int, asked: set[int]) -> bool:
+        free = next((name for name in wishes[row] if name not in owner), None)
+        if free is not None:
+            owner[free] = row
+            return True
+        for name in wishes[row]:
+            if name not in asked:
+                asked.add(name)
+                if serve(owner[name], asked):  # who has it takes another one
+                    owner[name] = row
+                    return True
+        return False
+
+    for row in range(len(wishes)):
+        serve(row, set())
+    has = {row: name for name, row in owner.items()}
+    return [has.get(row) for row in range(len(wishes))]
+
+
+def _in_box(network: Network, picture: Tensor, box: tuple[float, float, float, float], sizes: tuple[int, ...], threshold: float,
+            margin: float) -> list[Face]:
+    """Faces whose centre lies in the box, the best first."""
     height, width = picture.shape[:2]
-    out: list[Face] = []
-    for x0, y0, x1, y1 in boxes:
-        space = margin * max(x1 - x0, y1 - y0)
-        left, top = max(int(x0 - space), 0), max(int(y0 - space), 0)
-        right, bottom = min(int(x1 + space) + 1, width), min(int(y1 + space) + 1, height)
-        if right <= left or bottom <= top:
-            continue
-        shift = torch.tensor([left, top], dtype=torch.float32)
-        found = [face._replace(box=face.box + shift.repeat(2), keypoints=face.keypoints + shift)
-                 for face in detect(network, picture[top:bottom, left:right], sizes, threshold)]
-        # The margin may show a neighbour, whose centre lies outside of the box.
-        low, high = torch.tensor([x0, y0]), torch.tensor([x1, y1])
-        middles = [face.box.reshape(2, 2).mean(0) for face in found]
-        here = [face for face, middle in zip(found, middles, strict=True) if bool(((low <= middle) & (middle <= high)).all())]
-        if here:
-            out.append(max(here, key=lambda face: face.score))
-    return out
+    x0, y0, x1, y1 = box
+    space = margin * max(x1 - x0, y1 - y0)
+    left, top = max(int(x0 - space), 0), max(int(y0 - space), 0)
+    right, bottom = min(int(x1 + space) + 1, width), min(int(y1 + space) + 1, height)
+    if right <= left or bottom <= top:
+        return []
+    shift = torch.tensor([left, top], dtype=torch.float32)
+    found = [face._replace(box=face.box + shift.repeat(2), keypoints=face.keypoints + shift)
+             for face in detect(network, picture[top:bottom, left:right], sizes, threshold)]
+    # The margin may show a neighbour, whose centre lies outside of the box.
+    low, high = torch.tensor([x0, y0]), torch.tensor([x1, y1])
+    middles = [face.box.reshape(2, 2).mean(0) for face in found]
+    here = [face for face, middle in zip(found, middles, strict=True) if bool(((low <= middle) & (middle <= high)).all())]
+    return sorted(here, key=lambda face: -face.score)

@@ -58,33 +58,43 @@ def draw_keypoints(faces: Sequence[Face], height: int, width: int, style: str = 
     if any(not face.keypoints.any() for face in faces):
         raise LikenessError("A face has no five points, as in some saved face models: connect faces of Analyze Faces.")
     canvas = torch.zeros(height, width, 3)
-    grid = pixel_points((0, 0, width, height))
     every = [face.keypoints * torch.tensor(scale) for face in faces]
     if style != STYLES[0]:
         for point in (point for points in every for point in points):
-            _dot(canvas, grid, point.trunc(), max(min(height, width) // 200, 2), torch.ones(3))
+            _dot(canvas, point.trunc(), max(min(height, width) // 200, 2), torch.ones(3))
         return canvas
+    dimmed = (COLOURS * DIM * 255).floor() / 255
     for points in every:
         for first, last in LIMBS:
-            _limb(canvas, grid, points[first], points[last], COLOURS[first])
-    canvas = (canvas * DIM * 255).floor() / 255
+            _limb(canvas, points[first], points[last], dimmed[first])
     for points in every:
         for point, colour in zip(points, COLOURS, strict=True):
-            _dot(canvas, grid, point.trunc(), RADIUS, colour)
+            _dot(canvas, point.trunc(), RADIUS, colour)
     return canvas
 
 
-def _dot(canvas: Tensor, grid: Tensor, centre: Tensor, radius: float, colour: Tensor) -> None:
-    canvas[((grid - centre) ** 2).sum(-1) <= radius * radius] = colour
+def _near(canvas: Tensor, centre: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """The part of the canvas (h, w, 3) within `reach` pixels of a centre, and where its pixels lie from there (h, w, 2)."""
+    height, width = canvas.shape[:2]
+    x, y = (int(side) for side in centre.tolist())
+    x0, x1 = (min(max(side, 0), width) for side in (x - reach, x + reach + 1))
+    y0, y1 = (min(max(side, 0), height) for side in (y - reach, y + reach + 1))
+    return canvas[y0:y1, x0:x1], pixel_points((x0, y0, x1, y1)) - centre
 
 
-def _limb(canvas: Tensor, grid: Tensor, first: Tensor, last: Tensor, colour: Tensor) -> None:
+def _dot(canvas: Tensor, centre: Tensor, radius: int, colour: Tensor) -> None:
+    part, away = _near(canvas, centre, radius)
+    part[(away ** 2).sum(-1) <= radius * radius] = colour
+
+
+def _limb(canvas: Tensor, first: Tensor, last: Tensor, colour: Tensor) -> None:
     """A filled ellipse along the way from first to last, its angle in whole degrees."""
     dx, dy = (first - last).tolist()
     angle = math.radians(int(math.degrees(math.atan2(dy, dx))))
     centre = ((first + last) / 2).trunc()
     half = max(int(math.hypot(dx, dy) / 2), 1)
-    x, y = (grid - centre).unbind(-1)
+    part, away = _near(canvas, centre, max(half, HALF_WIDTH) + 1)
+    x, y = away.unbind(-1)
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     # half a pixel more: the polygon that OpenCV fills covers the pixels on its edge
-    canvas[(along / (half + 0.5)) ** 2 + (across / (HALF_WIDTH + 0.5)) ** 2 <= 1] = colour
+    part[(along / (half + 0.5)) ** 2 + (across / (HALF_WIDTH + 0.5)) ** 2 <= 1] = colour

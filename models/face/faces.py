@@ -24,6 +24,12 @@ class Face(NamedTuple):
     gender: str = ""
     age: float | None = None
 
+    def __repr__(self) -> str:
+        """Nothing that tells who it is: the host prints the inputs of a node that fails into messages and history."""
+        corners = " ".join(f"{side:.0f}" for side in self.box.flatten().tolist())
+        known = "no embedding" if self.embedding is None else f"embedding of {self.embedding.numel()} numbers"
+        return f"Face(box {corners}, score {self.score:.2f}, {known})"
+
 
 def area(face: Face) -> float:
     """Square pixels of its box."""

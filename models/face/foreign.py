@@ -38,13 +38,17 @@ def _box(box: Any) -> Box:
     return x, y, x + width, y + height
 
 
-def faces_of(value: Any, pictures: int) -> list[list[Face]]:
-    """Faces of each picture from core's FACE_LANDMARKS; box, points and score are the mesh's own."""
+def faces_of(value: Any, pictures: int, size: tuple[int, int]) -> list[list[Face]]:
+    """Faces of each picture from core's FACE_LANDMARKS; box, points and score are the mesh's own. size: (height, width)."""
     frames = value.get("frames") if isinstance(value, Mapping) else None
     if frames is None:
         raise LikenessError(f"FACE_LANDMARKS were expected, but a {type(value).__name__} came: connect Detect Face Landmarks.")
     if len(frames) not in (1, pictures):
         raise LikenessError(f"There are {pictures} pictures but landmarks for {len(frames)}: run the detector on the same batch.")
+    own = tuple(value.get("image_size", size))
+    if own != size:
+        raise LikenessError(f"The landmarks are of pictures of {own[1]} x {own[0]}, but image has {size[1]} x {size[0]}: connect "
+                            "the very same pictures to both.")
     rows = [[_face(item) for item in frame] for frame in frames]
     return rows if len(rows) == pictures else rows * pictures
 

@@ -11,8 +11,8 @@ from .contract import EMAP, KNOWN, SWAPPER, Contract, contract_of, emap_of, read
 from .libraries import LIBRARIES, there
 from .pack import LICENCE
 
-PACKS = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx", "2d106det.onnx", "1k3d68.onnx", "genderage.onnx"),
-         "antelopev2": ("scrfd_10g_bnkps.onnx", "glintr100.onnx", "2d106det.onnx", "1k3d68.onnx", "genderage.onnx")}
+PACKS = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx"), "antelopev2": ("scrfd_10g_bnkps.onnx", "glintr100.onnx")}
+EXTRAS = {"2d106det.onnx": "the hull of Face Swap", "genderage.onnx": "gender and age in Select Faces"}
 Step = Callable[[int], None]
 USES = {"buffalo_l": "Face Swap and PhotoMaker v2", "antelopev2": "InstantID"}
 SWAPPERS = ("inswapper_128.onnx", "inswapper_128_fp16.onnx")
@@ -77,6 +77,8 @@ def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path]
         lost = [file for file in wanted if file not in have]
         if lost:
             lines.append(f"missing for {USES[name]}: {', '.join(lost)}; they go into {place}/models/{name}")
+        absent = EXTRAS.items() if have else ()
+        lines += [f"not in {name}, and wanted for {use} alone: {file}" for file, use in absent if file not in have]
     lines += ["", "Swappers and other files", *(f"- {describe(path, hashed, step)}" for path in loose)]
     if not any(path.name in SWAPPERS for path in loose):
         lines.append(f"missing for Face Swap: {SWAPPERS[0]}; it goes into {place}")

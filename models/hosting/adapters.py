@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..common import files
 from ..common.errors import LikenessError
-from ..common.records import Subject
+from ..common.records import Subject, brief
 from ..custany.adapter import CustAny, check_shapes, is_custany
 from ..custany.config import CustAnyConfig, from_metadata
 from ..realcustom import adapter as realcustom_adapter
@@ -41,6 +41,9 @@ class Adapter(NamedTuple):
     name: str
     base_weights: tuple[tuple[str, Tensor], ...] = ()
     found_base: int = 0  # tensors of a UNet in the file, used or not
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from ..common.records import brief
 from ..customnet.config import PROJECTION, TEXT, UNET, VISION, Layout
 from ..customnet.layers import ObjectToken
 from ..customnet.view import AZIMUTH_SIGN
@@ -33,6 +34,9 @@ class Shown(NamedTuple):
     background: Tensor | None
     strength: float = 1.0
     text: float = 1.0
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class CustomNetModel(comfy.model_base.BaseModel):

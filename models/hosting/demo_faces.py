@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..demo import face_training as lessons
 from ..demo.face_nets import WIDTH, HeadDetector, HeadRecogniser, HeadSwapper
-from ..face.contract import read_graph
+from ..face.contract import MINIATURE, read_graph
 from ..face.export import to_half, without_copies, write
 from ..face.geometry import align, crop
 from .demo import WEIGHTS
 
 FOLDER = WEIGHTS / "faces"
-SWAPPER, SPACE = "head_swapper.onnx", "miniature"
+SWAPPER = "head_swapper.onnx"
 OPSET = 13
 PAIRS, SCENES = 2048, 768
 
@@ -45,12 +45,12 @@ def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swa
     strides = (8, 16, 32)
     names = tuple(f"{part}_{stride}" for part in ("score", "bbox", "kps") for stride in strides)
     write(_export(detector, (torch.zeros(1, 3, 64, 64),), ("input.1",), names, {"input.1": {2: "height", 3: "width"}}),
-          folder / "head_detector.onnx", SPACE, command)
+          folder / "head_detector.onnx", MINIATURE, command)
     write(_export(recogniser, (torch.zeros(1, 3, 112, 112),), ("input.1",), ("embedding",)), folder / "head_recogniser.onnx",
-          SPACE, command)
+          MINIATURE, command)
     # The map is the identity: the swapper learned in the recogniser's own space.
     write(to_half(_export(swapper, (torch.zeros(1, 3, 128, 128), torch.zeros(1, WIDTH)), ("target", "source"), ("output",))),
-          folder / SWAPPER, SPACE, command, torch.eye(WIDTH))
+          folder / SWAPPER, MINIATURE, command, torch.eye(WIDTH))
 
 
 def train(folder: Path, command: str, log: Callable[[str], None], share: float = 1.0) -> None:

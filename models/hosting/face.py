@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import LikenessError
+from ..common.records import brief
 from ..face.contract import (
     ATTRIBUTES,
     DETECTOR,
@@ -96,9 +97,12 @@ class FaceSwapper(NamedTuple):
     space: str
     name: str
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 def choose_backend(wish: str) -> str:
-    """torch on an accelerator, else onnxruntime where it is installed. Raises LikenessError when neither is."""
+    """torch on an accelerator, else onnxruntime, which says itself where it is missing."""
     if wish != "auto":
         return wish
     if there("onnx2torch") and (management.get_torch_device().type != "cpu" or not there("insightface")):

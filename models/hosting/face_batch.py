@@ -15,6 +15,7 @@ from ..common.images import as_image, split_alpha
 from ..common.masks import as_mask
 from ..face.analyse import find_landmarks, guess_attributes, recognise
 from ..face.choose import check_space
+from ..face.contract import MINIATURE
 from ..face.detect import LADDER, THRESHOLD, detect, inside
 from ..face.faces import Face, Faces, area
 from ..face.foreign import boxes_of, faces_of
@@ -27,16 +28,19 @@ from .memory import patcher_of, stop_if_asked
 
 ASSIGN = ("in turn", "one each")
 LOOK_AGAIN = "lower the threshold, choose another detection_size (a larger one for small faces)"
+CREATURES = ("this pack finds only the heads of the miniature's creatures; for people put buffalo_l into "
+             "models/insightface/models and choose it in Load Face Models")
 RESTORER_SIDE = 512  # pixels that face restorers are made for
 ACTIVATIONS = 384 * 4  # bytes for a value of an upscaled picture, as the host reckons
 _patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of upscale models, while those live
 
 
 class Parts(NamedTuple):
-    """Which networks look at a face beside the detector."""
+    """Which networks look at the pictures; without the detector somebody else says where the faces are."""
     recogniser: bool = True
     landmarks: bool = True
     attributes: bool = True
+    detector: bool = True
 
 
 class Swapped(NamedTuple):
@@ -64,8 +68,10 @@ class Look:
                  parts: Parts | None = None):
         self.models, self.sizes, self.threshold, self.parts = models, sizes, threshold, parts or Parts()
         self.known: dict[bytes, tuple[Face, ...]] = {}
-        wanted = zip((models.recogniser, models.landmarks, models.attributes), self.parts, strict=True)
-        prepare([models.detector, *(network for network, wish in wanted if wish)])
+        prepare([network for network, wish in ((models.detector, self.parts.detector),
+                                               (models.recogniser, self.parts.recogniser),
+                                               (models.landmarks, self.parts.landmarks),
+                                               (models.attributes, self.parts.attributes)) if wish])
 
     def at(self, frame: Tensor) -> tuple[Face, ...]:
         """Faces of picture (h, w, c)."""
@@ -100,10 +106,10 @@ def analyse(models: FaceModels, image: Tensor, sizes: tuple[int, ...] = LADDER, 
         raise LikenessError("Boxes and landmarks are both connected, and each says by itself where the faces are: disconnect one "
                             "of them.")
     image = _as_batch(image)
-    look = Look(models, sizes, threshold, parts)
     count, (height, width) = image.shape[0], image.shape[1:3]
     where = boxes_of(boxes, count) if boxes is not None else None
-    given = faces_of(landmarks, count) if landmarks is not None else None
+    given = faces_of(landmarks, count, (height, width)) if landmarks is not None else None
+    look = Look(models, sizes, threshold, (parts or Parts())._replace(detector=given is None))
     bar = comfy.utils.ProgressBar(count)
     frames = []
     for number, frame in enumerate(image):
@@ -124,6 +130,8 @@ def check_faces(faces: Faces, on_missing: str, what: str = "face", advice: str =
     advice: what to do, in words of the inputs that the node has."""
     empty = [str(number) for number, frame in enumerate(faces.frames, 1) if not frame]
     if empty and on_missing == "error":
+        if advice == LOOK_AGAIN and faces.space == MINIATURE:
+            advice = CREATURES
         shown = ", ".join(empty[:8]) + (" ..." if len(empty) > 8 else "")
         raise LikenessError(f"No {what} was found in picture {shown} of {len(faces.frames)}: {advice}, or set on_missing to "
                             "pass through.")
@@ -133,7 +141,8 @@ def check_faces(faces: Faces, on_missing: str, what: str = "face", advice: str =
 def restorer(upscale_model: Any, network: Network) -> Restore:
     """Core's UPSCALE_MODEL as a function on a crop (3, s, s) in 0..1; a model that keeps the size is a face restorer and gets
     512 pixels at least. network: the swapper, which works between its calls and has to stay where it is."""
-    patcher = getattr(upscale_model, "patcher", None) or _patchers.get(upscale_model)
+    hosts = getattr(upscale_model, "patcher", None)
+    patcher = hosts or _patchers.get(upscale_model)
     if patcher is None:  # older hosts hand the bare model over
         patcher = _patchers[upscale_model] = patcher_of(upscale_model.model)
 
@@ -141,6 +150,8 @@ def restorer(upscale_model: Any, network: Network) -> Restore:
         scale = max(int(upscale_model.scale), 1)
         side = max(square.shape[-1], RESTORER_SIDE) if scale == 1 else square.shape[-1]
         prepare([network], max(MEMORY, int(side * side * 3 * scale * ACTIVATIONS)), (patcher,))
+        if hosts is None:  # core's own node takes it off the card behind the patcher's back
+            upscale_model.model.to(patcher.load_device)
         if side != square.shape[-1]:
             square = torch.nn.functional.interpolate(square[None], (side, side), mode="bicubic", align_corners=False)[0]
         done = upscale_model(square[None].float().clamp(0, 1).to(patcher.load_device))
@@ -182,7 +193,8 @@ def swap(swapper: FaceSwapper, image: Tensor, source: Faces, job: Job, models: F
     frames = smooth(list(targets.frames), job.reach)
     limit_of = _limits(mask, count, height, width)
     restore = restorer(upscale_model, swapper.network) if upscale_model is not None and job.paste.visibility > 0 else None
-    out = image.expand(-1, -1, -1, 3).clone() if image.shape[-1] < 3 else image.clone()
+    # grey becomes colour, with or without an alpha channel behind it
+    out = torch.cat([image[..., :1].expand(-1, -1, -1, 3), image[..., 1:]], -1) if image.shape[-1] < 3 else image.clone()
     covered = torch.zeros(count, height, width)
     latents: dict[int, Tensor] = {}
     prepare([swapper.network])

@@ -36,7 +36,8 @@ def heads(count: int, log: Any) -> dict[str, float]:
     """Rendered creatures whose faces no training saw, found and swapped as the nodes do it, judged by a recogniser trained apart.
 
     swap_retrieval: share whose nearest source picture, of one for each face, shows the right face. similarity: mean cosine of
-    the swapped head and its source, before and after; truth: of the rendered creature with that face."""
+    the swapped head and its source, before and after; truth: of the rendered creature with that face. stranger_retrieval: the
+    swapped head scored against the face of another picture, which should be chance."""
     from bench.custany import interval
 
     from likeness.models.demo import face_training as lessons
@@ -60,9 +61,12 @@ def heads(count: int, log: Any) -> dict[str, float]:
     for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", done, drawn.points),
                                    ("truth", drawn.swapped, drawn.points), ("source", drawn.source, drawn.source_points)):
         rows = seen(pictures, points)
-        right = (look[gallery][(rows @ source[gallery].T).argmax(1)] == look).float()[free].tolist()
-        out[f"{name}_retrieval"] = sum(right) / len(right)
-        out[f"{name}_retrieval_lo"], out[f"{name}_retrieval_hi"] = interval(right)
+        named = look[gallery][(rows @ source[gallery].T).argmax(1)]
+        # a stranger's face for the right one: what the judge gives when nothing was learned
+        for what, wanted in ((name, look), *([("stranger", look.roll(1))] if name == "swap" else ())):
+            right = (named == wanted).float()[free].tolist()
+            out[f"{what}_retrieval"] = sum(right) / len(right)
+            out[f"{what}_retrieval_lo"], out[f"{what}_retrieval_hi"] = interval(right)
         if name != "source":
             alike = (rows * source).sum(1).tolist()
             out[f"similarity_{name}"] = sum(alike) / count

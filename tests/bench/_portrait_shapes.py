@@ -8,6 +8,8 @@ from _shapes import CONFIGS, SIZES, peak_ram
 
 from harness import portraits
 
+SDXL = CONFIGS["sdxl"]
+
 
 def _filled(module: Any) -> Any:
     """Cheap random numbers: only the time counts, but no NaN may slow it down."""
@@ -16,21 +18,21 @@ def _filled(module: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _unet() -> Any:
+def _unet(shape: dict[str, Any]) -> Any:
     import comfy.ops
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return _filled(UNetModel(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False,
-                             dtype=torch.float32, operations=comfy.ops.disable_weight_init, **CONFIGS["sdxl"]))
+                             dtype=torch.float32, operations=comfy.ops.disable_weight_init, **shape))
 
 
-def _control() -> Any:
+def _control(unet: dict[str, Any]) -> Any:
     import comfy.cldm.cldm
     import comfy.ops
     import torch
 
-    shape = {key: value for key, value in CONFIGS["sdxl"].items() if key != "transformer_depth_output"}
+    shape = {key: value for key, value in unet.items() if key != "transformer_depth_output"}
     ops = comfy.ops.disable_weight_init
     return _filled(comfy.cldm.cldm.ControlNet(image_size=32, in_channels=4, hint_channels=3, use_spatial_transformer=True,
                                               legacy=False, dtype=torch.float32, operations=ops, **shape))
@@ -39,10 +41,10 @@ def _control() -> Any:
 class _Steps:
     """Times of steps with two rows, the second one the positive."""
 
-    def __init__(self, unet: Any, size: portraits.Sizes):
+    def __init__(self, shape: dict[str, Any]):
         import torch
 
-        self.unet, self.width, self.pooled = unet, size.width, CONFIGS["sdxl"]["adm_in_channels"]
+        self.unet, self.width, self.pooled = _unet(shape), shape["context_dim"], shape["adm_in_channels"]
         self.t = torch.tensor([500.0, 500.0])
 
     def seconds(self, options: dict[str, Any], side: int, control: Any = None, tokens: Any = None) -> float:
@@ -56,8 +58,11 @@ class _Steps:
         return time.perf_counter() - begin
 
 
-def instantid(_: str, threads: int, size: portraits.Sizes = portraits.TRUE) -> dict[str, float]:
-    """One step plain and one with both parts; all networks stay in memory, as the host's cache keeps them."""
+def instantid(_: str, threads: int, size: portraits.Sizes = portraits.TRUE, shape: dict[str, Any] = SDXL,
+              side: int = SIZES["sdxl"]) -> dict[str, float]:
+    """One step plain and one with both parts; all networks stay in memory, as the host's cache keeps them.
+
+    size, shape: of the files and of the UNet. side: of the latent."""
     import torch
 
     from likeness.models.hosting.image_attention import ImageInjection, ImagePlan, Layer
@@ -68,7 +73,7 @@ def instantid(_: str, threads: int, size: portraits.Sizes = portraits.TRUE) -> d
 
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        steps, control = _Steps(_unet(), size), _control()
+        steps, control = _Steps(shape), _control(shape)
         module = _filled(method.InstantID(method.identify(portraits.flat(portraits.instantid(size)))))
         tokens = module.tokens(torch.cat([torch.zeros(1, 512), torch.randn(1, 512)]))
         depths = (("input", 4, 2), ("input", 5, 2), ("input", 7, 10), ("input", 8, 10), *(("output", n, 10) for n in range(3)),
@@ -82,7 +87,6 @@ def instantid(_: str, threads: int, size: portraits.Sizes = portraits.TRUE) -> d
                                     for name, (number, _) in zip(names, module.config.layers, strict=True)})
 
         plan = ImagePlan(1, 2, Holder(tokens[1:]), Holder(tokens[:1]), "all", tuple((name, 0.8) for name in names), Timing())
-        side = SIZES["sdxl"]
         slots = {key: Layer(name, [ImageInjection(plan)], None) for key, name in zip(keys, names, strict=True)}
         options = {KEY: RowStamps(((2,), (1,)), (None, None), (side, side), 1.0), "cond_or_uncond": [1, 0],
                    "patches_replace": {"attn2": slots}}
@@ -91,7 +95,8 @@ def instantid(_: str, threads: int, size: portraits.Sizes = portraits.TRUE) -> d
     return {"peak_ram_gib": peak_ram(), "plain_step_s": plain, "injected_step_s": both, "ratio": both / plain}
 
 
-def photomaker(_: str, threads: int, size: portraits.Sizes = portraits.TRUE) -> dict[str, float]:
+def photomaker(_: str, threads: int, size: portraits.Sizes = portraits.TRUE, shape: dict[str, Any] = SDXL,
+               side: int = SIZES["sdxl"]) -> dict[str, float]:
     """One step, which is the plain one (the LoRA is in the weights), and the encoding of four pictures by v2."""
     import torch
 
@@ -99,13 +104,13 @@ def photomaker(_: str, threads: int, size: portraits.Sizes = portraits.TRUE) -> 
 
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        steps = _Steps(_unet(), size)
+        steps = _Steps(shape)
         module = _filled(method.build({name: torch.empty(shape) for name, shape in portraits.id_encoder(2, size).items()}))
         steps.seconds({}, 16)
         begin = time.perf_counter()
         identities = module.identities(torch.randn(4, 3, size.image, size.image), torch.randn(4, 512)).flatten(0, 1)
         module.fuse(torch.randn(len(identities), size.width), identities)
         encode = time.perf_counter() - begin
-        plain = steps.seconds({}, SIZES["sdxl"])
+        plain = steps.seconds({}, side)
     return {"peak_ram_gib": peak_ram(), "plain_step_s": plain, "encode_s": encode}
 

@@ -6,6 +6,7 @@ The networks of the first three are synthetic (tests/harness/face_pack.py), so s
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import statistics
 import sys
@@ -137,12 +138,38 @@ def reloads(files: Files) -> dict[str, int]:
     return {"reloads_second_picture": count["second"]}
 
 
+class Memory:
+    """What the process holds while a node goes through a video, read where the node asks whether it was cancelled."""
+
+    def __init__(self) -> None:
+        import psutil
+        self.process, self.read, self.spent = psutil.Process(), list[int](), 0.0
+
+    def __call__(self) -> None:
+        begin = time.perf_counter()
+        gc.collect()  # what waits to be collected is no leak
+        self.read.append(self.process.memory_info().rss)
+        self.spent += time.perf_counter() - begin
+
+    def growth(self, frames: int) -> float:
+        """How much a straight line through the readings of `frames` pictures, without the first of them, rises over the video,
+        as a share. What comes later is the drawing, which fills the output."""
+        late = self.read[int(frames * WARM):frames]
+        slope, begin = statistics.linear_regression(range(len(late)), late)
+        return slope * len(late) / begin
+
+    def rise(self) -> int:
+        """Bytes from the first reading to the highest."""
+        return max(self.read) - self.read[0]
+
+
 def video(files: Files, frames: int, backend: str) -> dict[str, float]:
-    """Analysis and swap of two faces that walk through 1280 x 720."""
-    import psutil
+    """Analyze Faces and Face Swap, the nodes themselves, on two faces that walk through 1280 x 720."""
     import torch
 
-    from likeness.models.hosting import face_batch
+    from harness.pack import pack_nodes
+    from likeness.models.hosting import face_batch, memory
+    nodes = pack_nodes()
     pictures = torch.empty(frames, 720, 1280, 3)
     for number in range(frames):
         # whole cells of the detector after its letterbox to 640
@@ -151,31 +178,32 @@ def video(files: Files, frames: int, backend: str) -> dict[str, float]:
         pictures[number, 0, 0, 0] = number / frames  # no two frames are the same picture
     source = faces_at(((400, 320, 48),), (720, 1280), 1)
     target = None if (files.folder / "synthetic").exists() else faces_at(((400, 320, 48), (928, 400, 48)), (720, 1280), frames)
-    process, memory = psutil.Process(), []
-    real = face_batch.stop_if_asked
+    common = {"detection_size": "640", "threshold": 0.5, "on_missing": "pass through"}
+    swapping = {"boost": 2, "mask_kind": "hull", "identity_weight": 1.0, "colour_match": 0.0, "restore_visibility": 1.0,
+                "assign": "in turn", "feather": 0.15, "smoothing": 0}
 
-    def watch() -> None:
-        memory.append(process.memory_info().rss)
-        real()
+    def run(name: str, **inputs: Any) -> tuple[Any, float, Memory]:
+        """The first output, seconds a frame, and the memory meanwhile."""
+        watch, real = Memory(), memory.stop_if_asked
+        for place in (face_batch, memory):
+            place.stop_if_asked = watch
+        try:
+            begin = time.perf_counter()
+            result = nodes[f"Likeness_{name}"].execute(image=pictures, **common, **inputs).result
+            seconds = time.perf_counter() - begin - watch.spent
+        finally:
+            for place in (face_batch, memory):
+                place.stop_if_asked = real
+        return result[0], seconds / frames, watch
 
-    face_batch.stop_if_asked = watch
-    try:
-        models, swapper = files.models(backend), files.swapper(backend)
-        begin = time.perf_counter()
-        found = face_batch.analyse(models, pictures, (640,))
-        looked = time.perf_counter()
-        swaps = len(memory)
-        done = face_batch.swap(swapper, pictures, source, face_batch.Job(on_missing="pass through"), target=target or found)
-        end = time.perf_counter()
-    finally:
-        face_batch.stop_if_asked = real
-    parts = [memory[:swaps], memory[swaps:]]
-    growth = max(part[-1] / part[int(len(part) * WARM)] - 1 for part in parts)
+    found, looked, first = run("AnalyzeFaces", face_models=files.models(backend))
+    done, swapped, second = run("SwapFaces", swapper=files.swapper(backend), source=source, target=target or found, **swapping)
     faces = sum(map(len, (target or found).frames))
-    assert done.image.shape == pictures.shape and faces == 2 * frames, f"{faces} faces in {frames} frames"
-    return {f"video_{backend}_analyse_s_a_frame": (looked - begin) / frames,
-            f"video_{backend}_swap_s_a_frame": (end - looked) / frames,
-            f"video_{backend}_s_a_frame": (end - begin) / frames, f"video_{backend}_memory_growth": growth}
+    assert done.shape == pictures.shape and faces == 2 * frames, f"{faces} faces in {frames} frames"
+    return {f"video_{backend}_analyse_s_a_frame": looked, f"video_{backend}_swap_s_a_frame": swapped,
+            f"video_{backend}_s_a_frame": looked + swapped,
+            f"video_{backend}_memory_growth": max(first.growth(frames), second.growth(frames)),
+            f"video_{backend}_analyse_batches": first.rise() / pictures.nbytes}
 
 
 def main(argv: list[str]) -> dict[str, Any]:

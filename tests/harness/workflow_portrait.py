@@ -68,7 +68,9 @@ def person(group: Group, models: Node) -> tuple[Link, Link]:
 
 
 def paint(group: Group, base: Node, scene: Scene, depth: bool = False) -> tuple[Link, Link, Link]:
-    """(IMAGE, negative CONDITIONING, positive CONDITIONING) of the plain model; depth: a ControlNet leads the scenery."""
+    """(IMAGE, negative CONDITIONING, positive CONDITIONING) of the plain model; depth: a ControlNet leads the scenery.
+
+    The prompts come back without it: the guider's three prompts have to be led alike, else cfg drives away from the lead."""
     words = group.add("CLIPTextEncode", {"clip": base["CLIP"], "text": scene.text}, title="The scene in words")
     no = group.add("CLIPTextEncode", {"clip": base["CLIP"], "text": NEGATIVE}, title="Negative prompt")
     positive, negative = words["CONDITIONING"], no["CONDITIONING"]
@@ -83,7 +85,7 @@ def paint(group: Group, base: Node, scene: Scene, depth: bool = False) -> tuple[
                                  "latent_image": latent["LATENT"], **SAMPLER}, room=60, column=1)
     picture = group.add("VAEDecode", {"samples": run["LATENT"], "vae": base["VAE"]}, title="Decode the scene", column=1)["IMAGE"]
     group.add("PreviewImage", {"images": picture}, title="The scene", room=230, column=1)
-    return picture, negative, positive
+    return picture, no["CONDITIONING"], words["CONDITIONING"]
 
 
 def swap(group: Group, swapper: Node, models: Node, scene: Link, faces: Link, seen_at: str = "auto") -> Node:
@@ -175,13 +177,16 @@ def instantid(board: Board) -> None:
 
 DIALS = """## What to change
 - **The person**: any picture with one large face. {scene}
-- **manipulation_start**, the same number at both places: more keeps the scene, less lets the person in.
+{lead}- **manipulation_start**, the same number at both places: more keeps the scene, less lets the person in.
 - **forward_strength** of BiMD Sampler: how strongly the identity acts.
 - There is no content filter. A node that checks pictures fits before **image** of Face Swap, or behind *Decode the result*.
 
 ## Consent and licences
 Use it only with the consent of the people shown, and say so where a picture could be taken for real. The models of insightface
 are for non-commercial research only, and so is what is made with them."""
+LEAD = """- **Pose, Canny or depth**: put core's *Apply ControlNet* between the prompts of the scene and its KSampler, and nowhere
+  else.
+"""
 ABOUT = {
     "20 CustomEnhancer with PhotoMaker (SDXL)": """# Person in a scene, with PhotoMaker
 **SDXL paints a scene from words, and the person of your picture appears in it.** **Face Swap** puts the face there, sharp at its
@@ -213,7 +218,8 @@ def files(name: str) -> str:
 
 def dials(name: str) -> str:
     """InstantID works with the scene's own prompt, PhotoMaker has one with its trigger."""
-    return DIALS.replace("{scene}", "**The scene in words**" + (
+    lead = "" if name == WIDE_SCENE else LEAD
+    return DIALS.replace("{lead}", lead).replace("{scene}", "**The scene in words**" + (
         "." if name == WITH_INSTANTID else ", and the same scene in the prompt beside it."))
 
 

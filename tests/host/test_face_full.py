@@ -11,7 +11,11 @@ from harness import face_full
 from .support import comfy  # noqa: F401
 
 # isort: split
+from likeness.models.face.faces import Face, Faces
+from likeness.models.face.geometry import TEMPLATE
+from likeness.models.face.swap import Paste
 from likeness.models.hosting import face as hosting
+from likeness.models.hosting.face_batch import Job, swap
 
 pytestmark = pytest.mark.skipif(not os.environ.get("LIKENESS_FULL_FACES"), reason="set LIKENESS_FULL_FACES=1 to run it")
 
@@ -36,3 +40,18 @@ def test_back_ends_agree_at_full_size(tmp_path, name):
     for a, b in zip(*outputs, strict=True):
         assert a.shape == b.shape and (a - b).abs().max() <= 1e-5 * max(1.0, float(b.abs().max())), name
         assert a.std() > 0
+
+
+def test_the_swapped_picture_is_the_same_on_both_back_ends(tmp_path):
+    """To two steps of eight bits, after crop, network and paste."""
+    path = face_full.swapper(tmp_path / "swapper.onnx")
+    generator = torch.Generator().manual_seed(2)
+    picture = torch.rand(1, 400, 500, 3, generator=generator)
+    face = Face(torch.tensor([100.0, 80, 380, 360]), TEMPLATE.float() * 2.5 + torch.tensor([100.0, 80]), 1.0,
+                torch.randn(512, generator=generator))
+    faces = Faces(((face,),), ((400, 500),), "w600k_r50")
+    with torch.inference_mode():
+        done = [swap(hosting.load_swapper(path, backend)[0], picture, faces, Job(Paste(2, "box")), target=faces)
+                for backend in ("torch", "onnxruntime")]
+    assert (done[0].image - done[1].image).abs().max() <= 2 / 255
+    assert torch.equal(done[0].mask, done[1].mask) and (done[0].image != picture).any()

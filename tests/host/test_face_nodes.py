@@ -15,6 +15,8 @@ from .support import comfy
 
 # isort: split
 from likeness.models.common.errors import LikenessError
+from likeness.models.face import drawing
+from likeness.models.face.contract import MINIATURE
 from likeness.models.face.faces import Faces, area
 from likeness.models.face.masks import KINDS
 from likeness.models.face.swap import Paste
@@ -167,6 +169,14 @@ def test_alpha_grey_and_half_precision_pass():
     assert torch.equal(done.image[..., 3], rgba[..., 3]) and torch.equal(done.image[..., :3], rgb.image)
     grey = swap(swapper(), FRAMES[:1, ..., :1], source, Job(on_missing="pass through"), models())
     assert not grey.found
+    target = analysed(FRAMES[:1])
+    alpha = torch.cat([FRAMES[:1, ..., :1], rgba[..., 3:]], -1)  # grey with alpha, as some loaders give it
+    for picture_, channels in ((FRAMES[:1, ..., :1], 3), (alpha, 4)):
+        before = picture_.clone()
+        done = swap(swapper(), picture_, source, Job(Paste(1)), target=target)
+        assert done.found and done.image.shape[-1] == channels and torch.equal(picture_, before)
+        assert torch.equal(done.image[..., 3:], picture_[..., 1:])
+        assert torch.equal(done.image[done.mask == 0][:, :3], picture_[..., :1].expand(-1, -1, -1, 3)[done.mask == 0])
     half = swap(swapper(), FRAMES[:1].half(), source, Job(Paste(1), sizes=(640,)), models())
     assert half.image.dtype == torch.float16 and (half.image.float() - rgb.image).abs().max() < 0.01
 
@@ -277,6 +287,28 @@ def test_restorer_and_swapper_are_loaded_together(monkeypatch):
     assert all(patchers == [network.patcher] for patchers in asked if len(patchers) == 1)
 
 
+def test_a_bare_upscale_model_is_brought_back_to_the_device():
+    """Hosts without a patcher of their own: core's node takes the model off the device, and the host still counts it as there."""
+    class Moved(torch.nn.Conv2d):
+        place = None
+
+        def to(self, device=None, *words, **named):
+            self.place = device
+            return self
+
+    class Bare(Upscaler):
+        def __call__(self, picture):
+            assert self.model.place == comfy.model_management.get_torch_device()
+            return super().__call__(picture)
+
+    model, faces = Bare(2), analysed(FRAMES[:1])
+    model.model = Moved(3, 3, 1)
+    for _ in range(2):
+        swap(swapper(), FRAMES[:1], only(faces), Job(Paste(1, "box")), target=faces, upscale_model=model)
+        assert len(model.seen) % 2 == 0 and model.seen
+        model.model.place = "another"
+
+
 # -- finding -------------------------------------------------------------------------------------------
 def test_boxes_say_where_to_look():
     box = {"x": 352.0, "y": 208.0, "width": 192.0, "height": 192.0}
@@ -287,7 +319,7 @@ def test_boxes_say_where_to_look():
     assert (faces.frames[0][0].box.reshape(2, 2).mean(0) - torch.tensor([450.0, 300.0])).abs().max() < 12
 
 
-def test_landmarks_stand_in_for_the_detector():
+def test_landmarks_stand_in_for_the_detector(monkeypatch):
     want = analysed(FRAMES[:1])
     mesh = torch.zeros(478, 2)
     points = want.frames[0][0].keypoints
@@ -295,7 +327,13 @@ def test_landmarks_stand_in_for_the_detector():
         mesh[list(places)] = point
     given = {"frames": [[{"bbox_xyxy": tuple(want.frames[0][0].box.tolist()), "landmarks_xy": mesh.numpy(), "score": 1.0}]],
              "image_size": (480, 640)}
+    asked = []
+    real = face_batch.prepare
+    monkeypatch.setattr(face_batch, "prepare", lambda networks, *more: asked.extend(networks) or real(networks, *more))
     got = analysed(FRAMES[:1], landmarks=given)
+    assert models().recogniser in asked and models().detector not in asked  # which has nothing to do
+    with pytest.raises(LikenessError, match="pictures of 640 x 480, but image has 320 x 240"):
+        analysed(FRAMES[:1, ::2, ::2], landmarks=given)
     torch.testing.assert_close(got.frames[0][0].embedding, want.frames[0][0].embedding, atol=1e-4, rtol=1e-5)
 
 
@@ -401,6 +439,40 @@ def test_no_face(nodes, on_missing):
         assert (count, found, faces.frames) == (0, False, ((),)) and torch.equal(image, FRAMES[1:2])
 
 
+def test_the_miniatures_pack_says_what_it_cannot_find(nodes):
+    """On a fresh install it is the only one in the menu, and artists come with portraits."""
+    none = Faces(((),), ((64, 64),), MINIATURE)
+    with pytest.raises(LikenessError, match="heads of the miniature's creatures; for people put buffalo_l into") as caught:
+        face_batch.check_faces(none, "error")
+    assert "threshold" not in str(caught.value)
+    with pytest.raises(LikenessError, match="choose other numbers"):
+        face_batch.check_faces(none, "error", "such face", "choose other numbers")
+    with pytest.raises(LikenessError, match="lower the threshold"):
+        face_batch.check_faces(none._replace(space="w600k_r50"), "error")
+
+
+def test_pictures_of_faces_can_be_cancelled_and_show_their_way(nodes, monkeypatch):
+    from likeness.models.hosting import face_pictures, memory
+    faces, moved = analysed(FRAMES), []
+    marked, drawn = face_pictures.marked(FRAMES, faces), face_pictures.keypoints(faces, "plain", 0, 0)
+    for row, one, frame, before in zip(marked, drawn, faces.frames, FRAMES, strict=True):
+        assert torch.equal(row, drawing.annotate(before, frame))
+        assert torch.equal(one, drawing.draw_keypoints(frame, 480, 640, "plain"))
+    with pytest.raises(LikenessError, match="several sizes.*give width and height"):
+        face_pictures.keypoints(faces._replace(sizes=((480, 640),) * 3 + ((64, 64),)), "plain", 0, 0)
+
+    def stop():
+        moved.append(1)
+        if len(moved) == 3:
+            raise comfy.model_management.InterruptProcessingException()
+
+    monkeypatch.setattr(memory, "stop_if_asked", stop)
+    for make in (lambda: face_pictures.marked(FRAMES, faces), lambda: face_pictures.keypoints(faces, "plain", 0, 0)):
+        moved.clear()
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            make()
+
+
 def test_menus_and_missing_files(nodes, folder):
     load, swap_node = nodes["Likeness_LoadFaceModels"], nodes["Likeness_LoadFaceSwapper"]
     menu = {item.id: item.options for item in load.define_schema().inputs}["pack"]
@@ -418,12 +490,16 @@ def test_check_files_tells_all(nodes, folder):
     broken = folder / "models" / "buffalo_l" / "det_10g.onnx"
     broken.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     (folder / "models" / "antelopev2" / "antelopev2" / "glintr100.onnx").unlink()
+    for name in ("2d106det", "1k3d68"):
+        (folder / "models" / "buffalo_l" / f"{name}.onnx").unlink()
     text, = values(nodes["Likeness_CheckFiles"], hashes=True)
     for words in ("git-LFS pointer", "missing for InstantID: glintr100.onnx", "identity map buff2fs found", "swapper, ",
                   "in 1x3x128x128, 1x512, out 1x3x128x128", "not the published inswapper_128", "no published sum is known",
                   "cv2 comes from",
                   "onnxruntime comes from", "non-commercial", "operators Add"):
         assert words in text, words
+    assert "not in buffalo_l, and wanted for the hull of Face Swap alone: 2d106det.onnx" in text
+    assert not any("1k3d68" in line for line in text.splitlines() if not line.startswith("- "))  # no node reads it
     quick, = values(nodes["Likeness_CheckFiles"], hashes=False)
     assert "sha256" not in quick
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
+from likeness.models.common.records import Subject
 from likeness.models.face import choose, drawing, foreign, smooth, storage
+from likeness.models.face.contract import MINIATURE
 from likeness.models.face.faces import Face, Faces
+from likeness.models.face.geometry import pixel_points
 
 SPACE = "w600k_r50"
 
@@ -29,6 +33,20 @@ def faces(*frames, space=SPACE, size=(200, 300)):
 
 
 A, B, C = face(10, 90, 30, 1, 0.8), face(150, 10, 50, 2, 0.7), face(80, 50, 20, 3, 0.95)
+
+
+def test_faces_print_no_embedding():
+    """As the host does with the inputs of a node that fails, in its messages and its history."""
+    found = faces((A, B._replace(embedding=None)), ())
+    told = str(found)
+    assert "Face(box 10 90 40 120, score 0.80, embedding of 512 numbers" in told and "no embedding" in told
+    assert "tensor" not in told and f"{float(A.embedding[0]):.3f}" not in told and told == repr(found)
+
+
+def test_records_print_shapes_and_no_numbers():
+    subject = Subject("custany", (("global", draw(1, 1, 2, 300)),), "all", "sd15", 64, "", "", "", None)
+    told = str(subject)
+    assert "tokens=(('global', 1 x 2 x 300 numbers))" in told and "method='custany'" in told and "tensor" not in told
 
 
 # -- choice --------------------------------------------------------------------------------------------
@@ -80,6 +98,8 @@ def test_spaces_never_mix():
         choose.select(other, "large to small", None, faces((A,)))
     with pytest.raises(LikenessError, match="the recogniser own"):
         choose.check_space(SPACE, "own", "It")
+    with pytest.raises(LikenessError, match="heads of its own creatures.*buffalo_l.*inswapper_128.onnx"):
+        choose.check_space(SPACE, MINIATURE, "The swapper head_swapper.onnx")
     with pytest.raises(LikenessError, match="The blend needs"):
         choose.blend([faces((A,)), other])
 
@@ -118,7 +138,7 @@ def test_one_face_blends_to_itself():
     torch.testing.assert_close(done.frames[0][0].embedding, A.embedding)
 
 
-@pytest.mark.parametrize("weights", ["1", "1, 2, 3", "0, 0", "-1, 2", "a, b"])
+@pytest.mark.parametrize("weights", ["1", "1, 2, 3", "0, 0", "-1, 2", "a, b", "nan, 1", "1, inf"])
 def test_wrong_weights(weights):
     with pytest.raises(LikenessError, match="weights"):
         choose.blend([faces((A, B))], weights)
@@ -259,6 +279,37 @@ def test_points_move_with_the_picture_and_dots_do_not_grow():
     assert set(plain.unique().tolist()) == {0.0, 1.0}
 
 
+def on_the_whole_canvas(faces, height, width, style):
+    """The drawing with every pixel asked for every dot and limb."""
+    canvas, grid = torch.zeros(height, width, 3), pixel_points((0, 0, width, height))
+    for points in (face.keypoints for face in faces) if style == drawing.STYLES[0] else ():
+        for a, b in drawing.LIMBS:
+            dx, dy = (points[a] - points[b]).tolist()
+            angle = math.radians(int(math.degrees(math.atan2(dy, dx))))
+            x, y = (grid - ((points[a] + points[b]) / 2).trunc()).unbind(-1)
+            along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+            half = max(int(math.hypot(dx, dy) / 2), 1)
+            canvas[(along / (half + 0.5)) ** 2 + (across / (drawing.HALF_WIDTH + 0.5)) ** 2 <= 1] = drawing.COLOURS[a]
+    canvas = (canvas * drawing.DIM * 255).floor() / 255
+    plain = style != drawing.STYLES[0]
+    radius = max(min(height, width) // 200, 2) if plain else drawing.RADIUS
+    for points in (face.keypoints for face in faces):
+        for point, colour in zip(points, torch.ones(5, 3) if plain else drawing.COLOURS, strict=True):
+            canvas[((grid - point.trunc()) ** 2).sum(-1) <= radius ** 2] = colour
+    return canvas
+
+
+@pytest.mark.parametrize("style", drawing.STYLES)
+def test_a_drawing_in_small_windows_is_the_same_to_the_bit(style):
+    spots = (  # tiny and wide, cut off, beyond
+        (20, 20, 60), (-30, 5, 80), (120, 70, 150), (400, 10, 30), (90, 90, 3), (-20, -40, 220))
+    for number, spot in enumerate(spots):
+        crowd = [face(*spot), face(60 + number, 40, 50)]
+        crowd[0] = crowd[0]._replace(keypoints=crowd[0].keypoints + 4 * draw(number, 5, 2))
+        got = drawing.draw_keypoints(crowd, 130, 170, style)
+        assert torch.equal(got, on_the_whole_canvas(crowd, 130, 170, style)), spot
+
+
 @pytest.mark.parametrize(("given", "wanted"), [((0, 0), (301, 203)), ((1024, 0), (1024, 688)), ((0, 1024), (1520, 1024)),
                                                ((640, 640), (640, 640)), ((8, 0), (8, 8))])
 def test_one_side_keeps_the_shape(given, wanted):
@@ -307,9 +358,11 @@ def test_boxes_in_all_their_forms():
 def test_points_of_the_mesh():
     mesh = np.arange(478 * 2, dtype=np.float32).reshape(478, 2)
     value = {"frames": [[{"bbox_xyxy": (1, 2, 30, 40), "landmarks_xy": mesh, "score": 0.7}]], "image_size": (50, 60)}
-    got = foreign.faces_of(value, 1)[0][0]
+    got = foreign.faces_of(value, 1, (50, 60))[0][0]
     assert got.keypoints.tolist() == [((mesh[33] + mesh[133]) / 2).tolist(), ((mesh[362] + mesh[263]) / 2).tolist(),
                                       mesh[1].tolist(), mesh[61].tolist(), mesh[291].tolist()]
     assert got.box.tolist() == [1, 2, 30, 40] and got.score == 0.7
     with pytest.raises(LikenessError, match="FACE_LANDMARKS were expected"):
-        foreign.faces_of([], 1)
+        foreign.faces_of([], 1, (50, 60))
+    with pytest.raises(LikenessError, match="landmarks are of pictures of 60 x 50, but image has 50 x 60: connect the very same"):
+        foreign.faces_of(value, 1, (60, 50))

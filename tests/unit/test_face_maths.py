@@ -125,6 +125,34 @@ def test_suppression_counts_both_edge_pixels():
     assert detect.suppress(boxes, torch.tensor([0.6, 0.9, 0.7]), overlap=0.45) == [1, 2, 0]
 
 
+@pytest.mark.parametrize(("wishes", "dealt"), [
+    ([[1, 2], [1]], [2, 1]), ([[1, 2], [1, 3]], [1, 3]), ([[1], [1], []], [1, None, None]), ([[1], [1, 2], [2, 3]], [1, 2, 3]),
+    ([[1, 2], [2, 3], [1], [2]], [2, 3, 1, None]), ([], [])])
+def test_dealing_serves_as_many_as_can_be(wishes, dealt):
+    assert detect.deal(wishes) == dealt
+
+
+def test_overlapping_boxes_take_one_face_each(monkeypatch):
+    """Two people side by side, the left one surer; the picture's values say where a crop of it lies."""
+    people = [Face(torch.tensor([x, 10.0, x + 20, 30]), torch.full((5, 2), x), score) for x, score in ((10.0, 0.9), (50.0, 0.8))]
+    picture = geometry.pixel_points((0, 0, 80, 40))
+
+    def found(network, crop, *_):
+        shift = crop[0, 0].repeat(2)
+        jitter = 0.0 if crop.shape == picture.shape else 0.5  # another crop gives other numbers
+        return [face._replace(box=face.box - shift + jitter) for face in people]
+
+    monkeypatch.setattr(detect, "detect", found)
+    whole, left, right, nothing = (0.0, 0.0, 80.0, 40.0), (5.0, 5.0, 35.0, 35.0), (45.0, 5.0, 75.0, 35.0), (36.0, 0.0, 44.0, 40.0)
+    for boxes, scores in (([whole, whole], [0.8, 0.9]), ([whole, left], [0.8, 0.9]), ([left, whole], [0.8, 0.9]),
+                          ([whole, right], [0.8, 0.9]), ([whole] * 3, [0.8, 0.9]), ([left, left], [0.9]),
+                          ([right, nothing, left], [0.8, 0.9]), ([nothing], []), ([], [])):
+        got = detect.inside(None, picture, boxes)
+        assert sorted(face.score for face in got) == scores, boxes
+        for face in got:
+            assert (face.box - next(one.box for one in people if one.score == face.score)).abs().max() <= 0.5
+
+
 def _answers(size_with_face):
     def function(tensor):
         height, width = tensor.shape[2:]
@@ -190,8 +218,10 @@ def test_the_hull_is_convex_and_holds_the_landmarks():
     edges = hull.roll(-1, 0) - hull
     turns = edges[:, 0] * edges.roll(-1, 0)[:, 1] - edges[:, 1] * edges.roll(-1, 0)[:, 0]
     assert (turns > 0).all()
-    for corner in hull:  # every landmark lies on the inner side of every edge
+    for corner in hull:
         assert any(torch.equal(corner, point) for point in points)
+    to = points[None] - hull[:, None]  # every landmark lies on the inner side of every edge
+    assert (edges[:, None, 0] * to[..., 1] - edges[:, None, 1] * to[..., 0] >= -1e-4 * edges.norm(dim=1)[:, None]).all()
 
 
 def test_masks_without_landmarks_hold_the_five_points():

@@ -87,6 +87,10 @@ def test_without_metadata_the_saved_picture_says_nothing(open_studio):
 def test_a_scene_without_faces_stops_with_one_sentence(studio):
     result = studio.run(graph(swap={"threshold": 0.95, "detection_size": "192"}))
     assert result.status == "error" and "No face to swap was found in picture 1 of 1" in result.error
+    # the host prints the inputs of a node that fails into its history: all but the pictures are words of ours
+    inputs = next(data["current_inputs"] for name, data in result.history["status"]["messages"] if name == "execution_error")
+    told = json.dumps({name: value for name, value in inputs.items() if name != "image"})
+    assert "embedding of 512 numbers" in told and "tensor(" not in told
 
 
 def test_the_menus_hold_the_files_and_check_files_tells_of_them(studio):

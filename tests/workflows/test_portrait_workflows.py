@@ -82,6 +82,36 @@ def test_a_person_far_off_is_looked_for_closely():
     assert says == {name: name != workflow_portrait.WITH_INSTANTID for name in says}
 
 
+def nets(workflow: dict, node: dict, name: str) -> set[int]:
+    """ControlNets (ids of their loaders) that the CONDITIONING at an input has been led by."""
+    nodes = {each["id"]: each for each in workflow["nodes"]}
+    origin = {link[0]: nodes[link[1]] for link in workflow["links"]}
+    found, waiting = set(), [item["link"] for item in node["inputs"] if item["name"] == name]
+    while waiting:
+        before = origin[waiting.pop()]
+        if before["type"] == "ControlNetLoader":
+            found.add(before["id"])
+        waiting += [item["link"] for item in before["inputs"]
+                    if item["type"] in ("CONDITIONING", "CONTROL_NET") and item["link"] is not None]
+    return found
+
+
+def test_the_guiders_prompts_are_led_alike():
+    """A negative that alone is led by the depth would drive the picture away from it."""
+    count = {}
+    for path in OWN_FILES:
+        workflow = workflows.load(path)
+        (guider,) = (node for node in workflow["nodes"] if node["type"] == "Likeness_EnhancerGuider")
+        led = [nets(workflow, guider, name) for name in ("positive", "free", "negative")]
+        assert led[0] == led[1] == led[2], path.stem
+        (painter,) = (node for node in workflow["nodes"] if node["type"] == "KSampler")
+        both = [nets(workflow, painter, name) for name in ("positive", "negative")]
+        assert both[0] == both[1], path.stem
+        count[path.stem] = (len(led[0]), len(both[0]))
+    assert count == {workflow_portrait.WITH_PHOTOMAKER: (0, 0), workflow_portrait.WITH_INSTANTID: (1, 0),
+                     workflow_portrait.WIDE_SCENE: (0, 1)}
+
+
 def without(job: dict) -> dict:
     """The same without the identity."""
     job = copy.deepcopy(job)
