@@ -82,7 +82,7 @@ class ImageInjection:
         index = torch.tensor(rows, device=q.device)
         batch = q.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
         check_batch(self.plan.mask, pair.k.shape[0] if self.plan.pairing == "per latent" else 0, batch, extra_options)
-        if pair.k.shape[0] == 1:
+        if pair.k.shape[0] == 1 and not torch.is_grad_enabled():  # under a gradient (null-text) inference tensors must be copied
             k, v = (t.to(q).expand(len(rows), -1, -1) for t in (pair.k, pair.v))
         else:
             picked = [(row % batch) % pair.k.shape[0] for row in rows]

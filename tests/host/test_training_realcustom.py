@@ -141,7 +141,7 @@ def test_the_recipe_in_two_parts_is_the_recipe_in_one(tmp_path, monkeypatch):
     assert asked == [1.0], "a trained adapter goes on with all pairs"
     assert metadata["device"] == "cpu"
     for folder_, begin in (("one", one), ("three", None)):
-        with pytest.raises(LikenessError, match=f"{folder_} holds a run on another base, .* another adapter to begin with"):
+        with pytest.raises(LikenessError, match=f"{folder_} holds a run on another base, .* another file to begin with"):
             train_miniature_realcustom(tmp_path / folder_, weights(), "test", steps=5, start=begin, **more)
     other = tmp_path / "other"
     other.mkdir()
