@@ -216,8 +216,8 @@ def predicted(board: Board) -> None:
     save(board.group("10  Result", (8, 0), BLUE), joined, "predicted mask")
 
 
-# round 1 invents the hat; the later rounds find it in the picture before and keep it
-ROUNDS = [(f"a photo of a bear with a hat {scene}, center", "bear") for scene in ("in the snow", "on the beach", "in a room")]
+# a creature of the miniature wears one thing, so the sentences name what the reference wears
+ROUNDS = [(f"a photo of a bear with a scarf {scene}, center", "bear") for scene in ("in the snow", "on the beach", "in a room")]
 
 
 def rounds(board: Board) -> None:

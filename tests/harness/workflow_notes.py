@@ -267,13 +267,15 @@ the head gets the look of the picture. A row of the result: the text alone, the 
 - The seed feeds both, the prediction and the samplers; change it in one place.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
     "17 Round after round": note("""# Round after round
-**The picture of one round is the reference of the next.** Your picture shows a bear without a hat. Round 1 draws it with a hat
-that only the text asks for. Its own mask cuts the bear out of that picture, and rounds 2 and 3 begin with it: they know
-the hat now.
+**The picture of one round is the reference of the next.** Round 1 draws your bear in the snow. Its own mask cuts the bear out of
+that picture, and round 2 begins with the cut-out, round 3 with that of round 2: what a round invents, the next one knows.
+
+In the miniature a mask has 8 x 8 places. The cut-out takes some ground along, so the colours drift from round to round; at the
+size of SDXL a mask has sixteen times as many places or more.
 
 ## What to change
-- The **sentences** and **words**. A later word may name more than the former, such as *bear with a hat*.
-- Another seed invents another hat.
+- The **sentences** and **words**. With SDXL a later sentence and word may name more than the former, such as *bear with a hat*:
+  the hat that round 1 invents is part of the subject of round 2.
 - A fourth round: copy the last groups, with its picture and mask as you see it between round 1 and round 2.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
 }
