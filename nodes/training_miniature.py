@@ -116,6 +116,13 @@ def encoder_file(weights: Path, name: str | Path) -> Path:
     return Path(name) if Path(name).suffix else weights / f"{name}.safetensors"
 
 
+def digest(start: Path | None) -> str:
+    """Of the file that a run begins with; empty without one."""
+    from ..models.common import files
+
+    return "" if start is None else files.sha256(start)
+
+
 def same_run(out: Path, recipe: dict[str, Any]) -> None:
     """Notes what a run is made from; the checkpoint does not know it and would go on with other lessons."""
     from ..models.common.errors import LikenessError

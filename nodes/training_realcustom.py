@@ -24,7 +24,7 @@ from ..models.training.config import TrainConfig
 from ..models.training.data import FolderData
 from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
-from .training_miniature import LESSONS_SEED, Progress, miniature_world, same_run, say
+from .training_miniature import LESSONS_SEED, Progress, digest, miniature_world, same_run, say
 
 PAIRS, STEPS = 8192, 3400
 # A reference decides the first steps of a drawing, and a body is a fifth of a picture. No drop_reference of its own: the
@@ -63,11 +63,12 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
     pairs, steps, start = settings.pop("pairs", PAIRS), settings.pop("steps", None) or STEPS, settings.pop("start", None)
     paths = [weights / f"{name}.safetensors" for name in ("base", "dino", "mae")]
     lessons_key = cache_key(pairs, LESSONS_SEED, recontext.LAW)
-    same_run(out, {"weights": [files.sha256(path) for path in paths], "lessons": lessons_key, "begun_with": _digest(start)})
+    frozen = [files.sha256(path) for path in paths]
+    same_run(out, {"weights": frozen, "lessons": lessons_key, "begun_with": digest(start)})
     base = MiniatureBase(paths[0], paths[1:], training_device(device))
     config = config_of(base.width, base.layers, [vit for _, vit in base.encoders], max(base.sizes))
     encode = miniature_encode(base, config)
-    data = _pairs(out, weights, pairs, base, encode, 2 * config.size)
+    data = _pairs(out, weights, frozen, pairs, base, encode, 2 * config.size)
     train_config = TrainConfig(**{"steps": steps, **RECIPE, **settings})
     task = RealCustomTask(base, config, train_config, encode, 2 * config.size, base.hashes, base.residual_blocks)
     if start is None:
@@ -83,10 +84,11 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
     return result.path
 
 
-def _pairs(out: Path, weights: Path, pairs: int, base: MiniatureBase, encode: Any, side: int) -> recontext.Recontext:
-    """Drawn once for a folder; kept beside its checkpoints under a name that tells all they hang on."""
+def _pairs(out: Path, weights: Path, frozen: list[str], pairs: int, base: MiniatureBase, encode: Any,
+           side: int) -> recontext.Recontext:
+    """Drawn once for a folder; kept beside its checkpoints under a name that tells all they hang on. frozen: hashes of the
+    networks that say something of them."""
     started = time.time()
-    frozen = [files.sha256(weights / f"{name}.safetensors") for name in ("base", "dino", "mae")]
     kept = out / f"recontext_{cache_key(frozen, pairs, side, LESSONS_SEED, recontext.LAW)}.pt"
     data = kept_or_made(kept, recontext.Recontext, lambda: recontext.prepare(
         pairs, LESSONS_SEED, miniature_world(weights), side, base.encode_image, encode))
@@ -98,11 +100,6 @@ def _spread(data: recontext.Recontext) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (v,) of every channel of the deep features."""
     values = data.deep[:1024].float().flatten(0, 1)
     return values.mean(0), values.std(0)
-
-
-def _digest(start: Path | None) -> str:
-    """Of the adapter that a run begins with; empty without one."""
-    return "" if start is None else files.sha256(start)
 
 
 def _begin_with(task: RealCustomTask, start: Path | None) -> None:
@@ -122,7 +119,7 @@ def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
     (its masks are the references'), so no sample learns under a mask and no place counts more. Raises LikenessError where the
     folder of the run holds one on another checkpoint or other encoders, or one that began with another adapter."""
     frozen = [files.sha256(path) for path in (args.checkpoint, *args.encoders)]
-    same_run(args.out, {"weights": frozen, "begun_with": _digest(args.start)})
+    same_run(args.out, {"weights": frozen, "begun_with": digest(args.start)})
     base = load_checkpoint_base(args.checkpoint, args.encoders)
     config = config_of(base.width, base.layers, [item.config for item in base.encoders.items], SIDE)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .training_miniature import Progress, same_run, say
+from .training_miniature import Progress, digest, same_run, say
 
 LESSONS_SEED, PICTURES = 41, 10240
 
@@ -47,7 +47,6 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     """Trains in the miniature world and returns the finished file. `settings` override the recipe's."""
     import torch
 
-    from ..models.common import files
     from ..models.demo import views
     from ..models.demo.cache import cache_key, kept_or_made
     from ..models.hosting.customnet_demo import Lessons, MiniatureViews
@@ -62,7 +61,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     drawn = (pictures, LESSONS_SEED, views.AZIMUTH, views.ELEVATION, views.DISTANCE, views.SIDES, views.REFERENCE, easy)
     lessons = cache_key(base.hashes, drawn)
     same_run(out, {"weights": list(base.hashes), "lessons": lessons, "ablation": ablation, "easy": easy,
-                   "begun_with": "" if start is None else files.sha256(start)})
+                   "begun_with": digest(start)})
     kept = out / f"views_{lessons}.pt"
     data = kept_or_made(kept, Lessons, lambda: base.lessons(views.draw(pictures, LESSONS_SEED, easy=easy)))
     say(f"{pictures} pictures drawn in {time.time() - started:.0f} s")

@@ -16,9 +16,13 @@ def denoise(prediction: Tensor, target: Tensor, weight: Tensor | None = None) ->
     """Mean squared error in float 32; weight (c,) is one factor per channel, any other shape is broadcast."""
     error = (prediction.float() - target.float()).square()
     if weight is not None:
-        weight = weight.to(error)
-        error = error * (weight.view(1, -1, *[1] * (error.ndim - 2)) if weight.ndim == 1 else weight)
+        error = error * over_channels(weight.to(error), error.ndim)
     return error.mean()
+
+
+def over_channels(weight: Tensor, ndim: int) -> Tensor:
+    """One factor per channel (c,) as (1, c, 1, ...) of so many axes; any other shape as it is."""
+    return weight.view(1, -1, *[1] * (ndim - 2)) if weight.ndim == 1 else weight
 
 
 def contrast(fused: Tensor, masked: Tensor, mode: str = "raw", keep: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..common import files
 from ..common.attention import sdpa
 from ..common.errors import LikenessError
-from ..custany.losses import denoise
+from ..custany.losses import denoise, over_channels
 from ..realcustom.adapter import RealCustom, release_names
 from ..realcustom.config import RealCustomConfig, to_metadata
 from ..realcustom.projector import Projector
@@ -107,7 +107,7 @@ class RealCustomTask:
             return weight
         inside = F.adaptive_avg_pool2d(batch.mask[:, None].float().to(latents.device), (latents.shape[-2], latents.shape[-1]))
         more = 1 + self.train.subject_weight * inside
-        return more if weight is None else more * (weight.view(1, -1, 1, 1) if weight.ndim == 1 else weight)
+        return more if weight is None else more * over_channels(weight, latents.ndim)
 
     def _cross(self, tokens: Tensor, mask: Tensor | None) -> Cross:
         known = dict(self.config.layers)

@@ -143,7 +143,7 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
 
     Before: the `excess` step at the edge of the swap, in what the swap changed of the scene. After: the same in what BiMD changed
     of it; their ratio is 1 where the seam stands as before, 0 where it is gone. Also who the whole picture is taken for."""
-    from bench.custany import candidates, interval, load_judge, read, save_references
+    from bench.custany import candidates, interval, load_judge, ratio, read, save_references
 
     from harness import workflows
     from harness.paths import WORKFLOWS
@@ -174,12 +174,11 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
                     right[name] += (likelihoods(judge, pictures, ids).argmax(1) == k).float().tolist()
             log(f"identity {k}: {int(found.sum())} of {batch} heads swapped")
     old, new = torch.cat(before), torch.cat(after)
-    draws = torch.randint(0, old.numel(), (2000, old.numel()), generator=torch.Generator().manual_seed(0))
-    ratios = (new[draws].sum(1) / old[draws].sum(1)).sort().values
+    left, low, high = ratio(new.tolist(), old.tolist())
     out: dict[str, float] = {
         "seam_pictures": old.numel(), "seam_found": old.numel() / (identities * batch), "picture_chance": 1 / 16,
-        "seam_after_over_before": float(new.sum() / old.sum()), "seam_after_over_before_lo": float(ratios[49]),
-        "seam_after_over_before_hi": float(ratios[1949]), "seam_before": float(old.mean()), "seam_after": float(new.mean())}
+        "seam_after_over_before": left, "seam_after_over_before_lo": low, "seam_after_over_before_hi": high,
+        "seam_before": float(old.mean()), "seam_after": float(new.mean())}
     for name, hits in right.items():
         out[f"picture_{name}_retrieval"] = sum(hits) / len(hits)
         out[f"picture_{name}_retrieval_lo"], out[f"picture_{name}_retrieval_hi"] = interval(hits)

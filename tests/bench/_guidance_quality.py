@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _guidance_world import NEGATIVE, NOISES, World, injected, sampled
-from custany import candidates, interval  # tests/bench is on the path of every bench
+from custany import candidates, interval, ratio  # tests/bench is on the path of every bench
 from torch import Tensor
 
 from likeness.models.demo import creatures, world
@@ -47,19 +47,9 @@ def quality(paths: list[Path], folder: Path) -> dict[str, Any]:
         low, high = interval(values)
         out |= {name: round(sum(values) / len(values), 4), f"{name}_lo": round(low, 4), f"{name}_hi": round(high, 4),
                 f"{name}_n": len(values)}
-    value, low, high = share(near, far)
+    value, low, high = ratio(near, far)
     return out | {"outside_change": round(value, 4), "outside_change_lo": round(low, 4), "outside_change_hi": round(high, 4),
                   "outside_change_n": len(near), "similarity_and_control": together(out)}
-
-
-def share(parts: list[float], wholes: list[float]) -> tuple[float, float, float]:
-    """Sum of the parts by sum of the wholes, with its 95 % bootstrap interval over pictures."""
-    pairs = torch.tensor([parts, wholes], dtype=torch.float64)
-    count = pairs.shape[1]
-    draws = torch.randint(0, count, (2000, count), generator=torch.Generator().manual_seed(0))
-    above, below = pairs[:, draws].sum(-1)
-    ratios = (above / below).sort().values
-    return float(pairs[0].sum() / pairs[1].sum()), float(ratios[49]), float(ratios[1949])
 
 
 def together(numbers: dict[str, Any]) -> str:

@@ -106,6 +106,18 @@ def interval(hits: list[float]) -> tuple[float, float]:
     return float(means[49]), float(means[1949])
 
 
+def ratio(parts: list[float], wholes: list[float]) -> tuple[float, float, float]:
+    """Sum of the parts by sum of the wholes, with its 95 % bootstrap interval over pictures."""
+    import torch
+
+    pairs = torch.tensor([parts, wholes], dtype=torch.float64)
+    count = pairs.shape[1]
+    draws = torch.randint(0, count, (2000, count), generator=torch.Generator().manual_seed(0))
+    above, below = pairs[:, draws].sum(-1)
+    ratios = (above / below).sort().values
+    return float(pairs[0].sum() / pairs[1].sum()), float(ratios[49]), float(ratios[1949])
+
+
 def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list) -> dict[str, float]:
     """Runs one row; retrieval among the 16 by look, scene and named place, each with its interval."""
     import torch

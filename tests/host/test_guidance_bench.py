@@ -30,7 +30,7 @@ def test_where_the_mask_lies_is_measured_on_two_renders(bench, monkeypatch):
 
 def test_what_changes_beyond_the_mask_is_a_ratio_of_sums(bench):
     """One picture that hardly changes at all does not decide the row; the interval holds the value."""
-    share = bench("_guidance_quality").share
+    share = bench("custany").ratio
     assert share([1.0, 1.0], [2.0, 2.0]) == (0.5, 0.5, 0.5)
     value, low, high = share([1.0, 2.0, 3.0, 0.5], [4.0, 4.0, 4.0, 1e-9])
     assert value == pytest.approx(6.5 / 12) and low < value < high < float("inf")
