@@ -1,4 +1,7 @@
-"""InstantID with its ControlNet, and PhotoMaker, at SDXL's true sizes with random weights."""
+"""InstantID with its ControlNet, and PhotoMaker, at SDXL's true sizes with random weights.
+
+UNet and ControlNet lie in memory as float16, as their files do, and the host casts each layer to float32 for its work.
+"""
 from __future__ import annotations
 
 import time
@@ -24,7 +27,7 @@ def _unet(shape: dict[str, Any]) -> Any:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return _filled(UNetModel(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False,
-                             dtype=torch.float32, operations=comfy.ops.disable_weight_init, **shape))
+                             dtype=torch.float16, operations=comfy.ops.manual_cast, **shape))
 
 
 def _control(unet: dict[str, Any]) -> Any:
@@ -33,9 +36,8 @@ def _control(unet: dict[str, Any]) -> Any:
     import torch
 
     shape = {key: value for key, value in unet.items() if key != "transformer_depth_output"}
-    ops = comfy.ops.disable_weight_init
     return _filled(comfy.cldm.cldm.ControlNet(image_size=32, in_channels=4, hint_channels=3, use_spatial_transformer=True,
-                                              legacy=False, dtype=torch.float32, operations=ops, **shape))
+                                              legacy=False, dtype=torch.float16, operations=comfy.ops.manual_cast, **shape))
 
 
 class _Steps:

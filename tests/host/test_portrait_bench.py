@@ -8,7 +8,6 @@ import torch
 
 from harness import portraits
 from harness.paths import ROOT
-from harness.tiny_models import families
 
 from .support import comfy  # noqa: F401
 
@@ -16,6 +15,8 @@ from .support import comfy  # noqa: F401
 @pytest.mark.parametrize(("name", "keys"), [("instantid", {"plain_step_s", "injected_step_s", "ratio", "peak_ram_gib"}),
                                             ("photomaker", {"plain_step_s", "encode_s", "peak_ram_gib"})])
 def test_the_rows_run_at_small_sizes(monkeypatch, name, keys):
+    from harness.tiny_models import families  # it needs the host on the path
+
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "bench"))  # as the harness does for benches
     bench = importlib.import_module("bench._portrait_shapes")
     torch.manual_seed(0)
