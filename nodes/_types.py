@@ -18,11 +18,12 @@ FaceSwapper = io.Custom("LIKENESS_FACE_SWAPPER")
 Faces = io.Custom("LIKENESS_FACES")
 LayerWeights = io.Custom("LIKENESS_LAYER_WEIGHTS")
 InstantID = io.Custom("LIKENESS_INSTANTID")
-# Core's curve as a plain socket: its own input class would put an editor on the node.
-Curve = io.Custom("CURVE")
 
-# Core types whose own input classes would put a widget on the node.
+# Core types. The page puts a widget on the node for the first two, by the type's name alone, and sends that widget's value;
+# an input with extra_dict=SOCKET stays a plain socket.
+Curve = io.Custom("CURVE")
 Boxes = io.Custom("BOUNDING_BOX")
+SOCKET = {"forceInput": True}
 Landmarks = io.Custom("FACE_LANDMARKS")
 Camera = io.Custom("LOAD3D_CAMERA")
 

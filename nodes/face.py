@@ -51,7 +51,7 @@ class AnalyzeFaces(io.ComfyNode):
                     tooltip="What to do with a picture without a face: stop with an error, or go on with no face for it.",
                 ),
                 _types.Boxes.Input(
-                    "bboxes", optional=True,
+                    "bboxes", optional=True, extra_dict=_types.SOCKET,
                     tooltip="Boxes of one of core's detectors: a face is looked for in each of them and nowhere else.",
                 ),
                 _types.Landmarks.Input(

@@ -174,7 +174,7 @@ class DualLevelInjector(io.ComfyNode):
                             "local level.",
                 ),
                 _types.Curve.Input(
-                    "curve", optional=True, extra_dict={"forceInput": True},
+                    "curve", optional=True, extra_dict=_types.SOCKET,
                     tooltip="From core's Curve Editor: local strength over the steps, first step on the "
                             "left. It multiplies the local strength.",
                 ),

@@ -153,7 +153,7 @@ class BiMDSampler(io.ComfyNode):
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the picture may change, white is yes; any size."),
                 _types.Curve.Input(
-                    "curve", optional=True, extra_dict={"forceInput": True},
+                    "curve", optional=True, extra_dict=_types.SOCKET,
                     tooltip="From core's Curve Editor: forward strength over the steps, first step on the left. It multiplies "
                             "forward_strength.",
                 ),

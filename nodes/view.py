@@ -131,7 +131,7 @@ class Placement(io.ComfyNode):
                 io.Mask.Input("mask", optional=True,
                               tooltip="Painted place of the object in place of the numbers; one mask a picture."),
                 _types.Boxes.Input(
-                    "bounding_box", optional=True,
+                    "bounding_box", optional=True, extra_dict=_types.SOCKET,
                     tooltip="Box in pixels in place of the numbers, of core's detectors or Bounding Box. Of several in one "
                             "picture the surest is taken, else the largest.",
                 ),

@@ -1,9 +1,9 @@
 """Pictures as the authors' code prepares them: the object on white, and what the CLIP image tower sees."""
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,55 +20,42 @@ def object_canvas(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     A pixel belongs to the object or not (mask above 127 of 255). The cut-out is shrunk, never enlarged, to 200 pixels.
     Works on 8 bits as the authors' code does. Raises LikenessError for an empty mask."""
-    image, mask = image.cpu(), mask.cpu()  # what follows counts in float64, pixel by pixel
+    image, mask = image.cpu(), mask.cpu()
     inside = (mask * 255).round() > 127
     box = bounding_box(inside.float())
     if box is None:
         raise LikenessError("The mask is nowhere above one half, so there is no object to take; paint the object white.")
     x0, y0, x1, y1 = box
     levels = torch.where(inside[..., None], (image * 255).round(), 255.0)[y0:y1, x0:x1]
-    height, width = fitted(y1 - y0, x1 - x0)
-    shrunk = shrink(levels, height, width) / 255
+    small = shrunk(levels) / 255
+    height, width = small.shape[:2]
     top, left = (CANVAS - height) // 2, (CANVAS - width) // 2
     canvas, silhouette = torch.ones(CANVAS, CANVAS, 3), torch.zeros(CANVAS, CANVAS)
-    canvas[top:top + height, left:left + width] = shrunk
+    canvas[top:top + height, left:left + width] = small
     covered = F.interpolate(inside[None, None, y0:y1, x0:x1].float(), (height, width), mode="area")[0, 0]
     silhouette[top:top + height, left:left + width] = covered
     return canvas, silhouette
 
 
-def fitted(height: int, width: int, limit: int = OBJECT) -> tuple[int, int]:
-    """The size that fits into a square of `limit` and keeps the shape best; a smaller one stays as it is."""
-    if height <= limit and width <= limit:
-        return height, width
-    long, short = max(height, width), min(height, width)
-    exact = limit * short / long
-    other = max(1, min(math.floor(exact), math.ceil(exact), key=lambda n: abs(long / short - limit / n) if n else 0))
-    return (limit, other) if height >= width else (other, limit)
+def shrunk(levels: Tensor, limit: int = OBJECT) -> Tensor:
+    """(h, w, 3) of whole numbers in 0..255 -> no longer than `limit` either way, as Pillow's thumbnail makes it with Lanczos."""
+    from PIL import Image
+
+    picture = Image.fromarray(levels.byte().numpy())
+    picture.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).float()
 
 
-def shrink(levels: Tensor, height: int, width: int) -> Tensor:
-    """(h, w, c) in 0..255 -> (height, width, c): Lanczos of three lobes, columns first, rounded to 8 bits after each pass."""
-    across = _lanczos(levels.shape[1], width)
-    down = _lanczos(levels.shape[0], height)
-    rows = torch.einsum("ow,hwc->hoc", across, levels.double()).add(0.5).floor().clamp(0, 255)
-    return torch.einsum("oh,hwc->owc", down, rows).add(0.5).floor().clamp(0, 255).float()
+def squashed(images: Tensor) -> Tensor:
+    """Pictures (b, h, w, 3) in 0..1 of any shape -> (b, 256, 256, 3), as Pillow's bicubic resize makes them on 8 bits; those of
+    that size: unchanged."""
+    from PIL import Image
 
-
-def _lanczos(length: int, out: int) -> Tensor:
-    """(out, length) weights; below one pixel a pixel the kernel widens, so that nothing is skipped."""
-    if length == out:
-        return torch.eye(length, dtype=torch.float64)
-    scale = length / out
-    wide = max(1.0, scale)
-    centre = (torch.arange(out, dtype=torch.float64) + 0.5) * scale
-    first = (centre - 3 * wide + 0.5).floor().clamp(min=0)[:, None]
-    last = (centre + 3 * wide + 0.5).floor().clamp(max=length)[:, None]
-    place = torch.arange(length, dtype=torch.float64)[None]
-    x = (place - centre[:, None] + 0.5) / wide
-    weight = torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
-    weight = torch.where((place >= first) & (place < last), weight, 0.0)
-    return weight / weight.sum(1, keepdim=True)
+    if images.shape[1:3] == (CANVAS, CANVAS):
+        return images
+    levels = (images.cpu().clamp(0, 1) * 255).round().byte().numpy()
+    rows = [np.array(Image.fromarray(one).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)) for one in levels]
+    return torch.from_numpy(np.stack(rows)).to(images) / 255
 
 
 def pixel_values(image: Tensor, side: int = 224, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

@@ -13,6 +13,7 @@ from ..common.masks import as_mask, bounding_box
 from .pixels import CANVAS, OBJECT
 
 Box = tuple[float, float, float, float]  # x, y, width, height
+Corners = tuple[int, int, int, int]  # x0, y0, x1, y1
 FITS = ("square, cropped at the frame", "stretched")
 MEANS = ("object", "whole reference")
 SMALLEST = 8  # pixels: one cell of the latent
@@ -27,14 +28,16 @@ class Placement(NamedTuple):
     fit: str = FITS[1]
     means: str = MEANS[1]
 
-    def pixels(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
+    def pixels(self, width: int, height: int) -> list[Corners]:
         """x0 y0 x1 y1 of each row's whole reference in a picture of this size. Raises LikenessError for a box too small or
         outside."""
-        return [_checked(self._corners(box, width, height), width, height) for box in self.boxes]
-
-    def _corners(self, box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-        x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
         grow = CANVAS / OBJECT if self.means == MEANS[0] else 1.0
+        # what has to be in the picture is what the box was drawn for, not the white margin round the object
+        return [_checked(self._corners(box, width, height, grow), self._corners(box, width, height, 1.0), width, height)
+                for box in self.boxes]
+
+    def _corners(self, box: Box, width: int, height: int, grow: float) -> Corners:
+        x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
         wide, high = (max(w, h) * grow,) * 2 if self.fit == FITS[0] else (w * grow, h * grow)
         left, top = round(x + (w - wide) / 2), round(y + (h - high) / 2)
         return left, top, left + round(wide), top + round(high)
@@ -43,11 +46,12 @@ class Placement(NamedTuple):
 WHOLE = Placement(((0.0, 0.0, 1.0, 1.0),))
 
 
-def _checked(box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
+def _checked(box: Corners, own: Corners, width: int, height: int) -> Corners:
     x0, y0, x1, y1 = box
     if x1 - x0 < SMALLEST or y1 - y0 < SMALLEST:
         raise LikenessError(f"The box of the object is {x1 - x0} x {y1 - y0} pixels in a picture of {width} x {height}, it needs "
                             f"at least {SMALLEST} x {SMALLEST}; make it larger.")
+    x0, y0, x1, y1 = own
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise LikenessError(f"The box {x0}, {y0} to {x1}, {y1} lies outside of the picture of {width} x {height}; move it in.")
     return box

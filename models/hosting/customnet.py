@@ -61,8 +61,11 @@ def read(path: Path, *parts: str) -> tuple[State, Layout]:
 
 
 def load(path: str | Path, embedding_directory: Any = None) -> Loaded:
-    """All four parts of a file. Raises LikenessError for what is no whole CustomNet, and says what it is."""
+    """All four parts of a file; one that was trained in the miniature world takes the miniature's other parts. Raises
+    LikenessError for what is no whole CustomNet, and says what it is."""
     path = Path(path)
+    if files.is_safetensors(path) and files.read_header(path).metadata.get("base") == "miniature":
+        return load_miniature(embedding_directory, path=path)
     state, layout = read(path)
     # Each part takes its tensors out of the state as it is built, so that nothing is in memory twice.
     model = _model(state, layout)

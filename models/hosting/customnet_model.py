@@ -1,6 +1,7 @@
 """CustomNet as a model of the host: what a row sees of object, camera and place comes with that row's own conditioning."""
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import comfy.conds
@@ -20,6 +21,7 @@ from ..demo.schedule import SAMPLING
 from .customnet_unet import DualUNet, renamed, restored
 from .demo import DemoLatent
 
+log = logging.getLogger("likeness")
 KEY = "likeness_customnet"  # in an entry's options: Shown
 
 
@@ -75,6 +77,9 @@ class CustomNetModel(comfy.model_base.BaseModel):
         if inpaint and shown.location is not None and shown.background is None:
             raise LikenessError("This is CustomNet's inpaint variant, which continues a background, and none came; connect one "
                                 "to View Conditioner, or load the normal variant.")
+        if inpaint and shown.background is None:
+            log.warning("A prompt of this run did not go through View Conditioner, so CustomNet's inpaint variant sees no "
+                        "background with it; take positive and negative from there.")
         if not inpaint and shown.background is not None:
             raise LikenessError("This is CustomNet's normal variant, which cannot see a background; disconnect it from View "
                                 "Conditioner, or load the inpaint variant.")
@@ -111,8 +116,8 @@ class CustomNetModel(comfy.model_base.BaseModel):
 def _rows(tensor: Tensor, rows: int) -> Tensor:
     """One row for all, or one each. Raises LikenessError."""
     if tensor.shape[0] not in (1, rows):
-        raise LikenessError(f"There are {tensor.shape[0]} views or places, but the latent holds {rows} picture(s); connect the "
-                            "LATENT of View Conditioner, or make as many views as pictures.")
+        raise LikenessError(f"There are {tensor.shape[0]} views, places, references or backgrounds, but the latent holds {rows} "
+                            "picture(s); connect the LATENT of View Conditioner, or make as many views as pictures.")
     return tensor if tensor.shape[0] == rows else tensor.repeat(rows, *[1] * (tensor.ndim - 1))
 
 

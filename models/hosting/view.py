@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common.errors import LikenessError
 from ..common.images import resize, split_alpha, to_chw
 from ..customnet.location import hole, location_canvases
-from ..customnet.pixels import CANVAS
+from ..customnet.pixels import CANVAS, squashed
 from ..customnet.placement import Placement
 from ..customnet.view import View
 from .customnet_model import KEY, Shown
@@ -95,7 +95,7 @@ def checked_reference(reference: Tensor) -> Tensor:
         which = "The reference" if len(white) == 1 else f"Reference {int((white < 0.5).nonzero()[0]) + 1} of {len(white)}"
         raise LikenessError(f"{which} has no white background, so it was not cut out; connect it through Prepare Reference "
                             "with the preset CustomNet and a mask of the object.")
-    return to_chw(resize(rgb, CANVAS, CANVAS)) * 2 - 1
+    return to_chw(squashed(rgb)) * 2 - 1
 
 
 def _no_finer(pixels: Tensor, boxes: list[tuple[int, int, int, int]], side: int) -> Tensor:

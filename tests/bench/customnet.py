@@ -190,12 +190,14 @@ def measured(paint: Any, scene: Any, wide: Any, seed: int = 0) -> tuple[dict[str
     return {**summary(values), "distance_monotone": round(distance_monotone(lambda asked: paint(asked, seed + 4)), 4)}, pictures
 
 
-def ablated(name: str, painter: Any, scene: Any, whole: dict[str, float]) -> dict[str, Any]:
-    """Rows of a training without a part of the method, and whether each is worse: shown where the intervals do not meet."""
+def ablated(name: str, painter: Any, scene: Any, whole: list[dict[str, float]]) -> dict[str, Any]:
+    """Rows of a training without a part of the method, and whether each is worse: shown where its interval lies below that of
+    every training seed of the whole method."""
     found = summary(row(painter.paint(scene, 500), scene))
     out: dict[str, Any] = {f"{name}_{key}": value for key, value in found.items()}
     for key in ("retrieval", "placement_iou", "background"):
-        out[f"{name}_{key}_worse"] = "shown" if found[f"{key}_hi"] < whole[f"{key}_lo"] else "not shown"
+        out[f"{name}_{key}_worse"] = "shown" if found[f"{key}_hi"] < min(
+            seed[f"{key}_lo"] for seed in whole) else "not shown"
     return out
 
 
@@ -251,7 +253,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         out |= {key: worst[key] for key in (name, f"{name}_lo", f"{name}_hi") if key in worst}
     for name, file in (("shared_attention", args.shared), ("no_location", args.no_location)):
         if file is not None:
-            out |= ablated(name, Painter(file, WEIGHTS), scene, rows[0])
+            out |= ablated(name, Painter(file, WEIGHTS), scene, rows)
     nodes = Nodes(args.files[0], WEIGHTS)
     if args.nodes > 0:
         out |= through_nodes(nodes, scene, args.nodes)

@@ -5,7 +5,11 @@ from typing import Any, NamedTuple
 
 from .workflows import options
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# The types for which the page (1.47) makes a widget by their name alone, in every node and for optional inputs too.
+VALUES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+EDITORS = ("MARKDOWN", "IMAGEUPLOAD", "COLOR", "IMAGECOMPARE", "BOUNDING_BOX", "BOUNDING_BOXES", "CHART", "GALLERIA", "PAINTER",
+           "TEXTAREA", "CURVE", "RANGE", "COLORS")
+WIDGETS = VALUES + EDITORS
 
 
 class Input(NamedTuple):

@@ -50,8 +50,8 @@ OWN_OBJECT = f"""## Your own object
 {PICTURES}"""
 
 OWN_CUSTOMNET = """## The real CustomNet
-1. Take *customnet_v1*, or *customnet_inpaint_v1* for a background picture of your own, from *TencentARC/CustomNet* on Hugging
-   Face; put it into *models/checkpoints* and choose it in **Load CustomNet**.
+1. Take *customnet_v1* from *TencentARC/CustomNet* on Hugging Face (for a background picture of your own the authors' script asks
+   for *customnet_inpaint_v1*); put it into *models/checkpoints* and choose it in **Load CustomNet**.
 2. Set every width and height (View Conditioner, the frame of Placement, or the block) to 256. KSampler: *ddim*,
    *ddim_uniform*, 50 steps, cfg 3.
 3. Bypass every *Enlarge* node (**Ctrl+B**)."""
@@ -188,7 +188,7 @@ words name. *View Conditioner* tells the model all three; *KSampler* paints the 
 
 ## What to change
 - **start, end, count** in Turntable: which views. From -60 to 60 degrees is what was trained.
-- **Background**: *a photo of a house in the forest*. The word for the object helps little; the picture decides.
+- **Background**: *a photo of a house in the forest*. The picture decides what the object looks like.
 - **x, y, box_width, box_height** in Placement: where it stands. The preview shows it.
 - **object_strength** in View Conditioner: how much the object's picture counts.""", BUILDINGS, OWN_OBJECT, OWN_CUSTOMNET),
     "11 Place in a background": note("""# Place in a background

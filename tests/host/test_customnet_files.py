@@ -85,6 +85,17 @@ def test_a_file_loads_whole(ending, caplog):
     assert torch.equal(picture_of(loaded), picture_of(cf.loaded()))
 
 
+def test_a_file_of_the_trainer_loads(tmp_path):
+    """It holds the network alone; text encoder, first stage and image tower are the miniature's."""
+    from likeness.models.hosting import demo
+
+    file = tmp_path / "mine.safetensors"
+    shutil.copyfile(demo.WEIGHTS / "customnet.safetensors", file)
+    done = customnet.load(file)
+    assert done.variant == "normal" and "miniature" in done.text and done.vision is not None
+    assert done.model.cached_patcher_init[1][0] == file, "another device reads the same file"
+
+
 def test_the_inpaint_variant_is_told_apart():
     assert cf.loaded("inpaint").variant == "inpaint"
     assert cf.loaded("inpaint").model.model.layout.variant == "inpaint"

@@ -283,6 +283,38 @@ def test_one_noise_for_all_views():
     assert torch.equal(noise[0], noise[1])
 
 
+def test_the_inpaint_variant_sees_place_and_background_and_its_negative_the_background_alone():
+    """Twelve channels: noise, location, background with a white hole where the object will be, as the release lays them."""
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(6))
+    done, seen = cf.conditioned("inpaint", background=picture, negative="blurry"), {}
+
+    def watch(apply_model: Any, args: dict[str, Any]) -> Tensor:
+        for row, kind in enumerate(args["cond_or_uncond"]):
+            seen[kind] = args["c"]["c_concat"][row]
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = cf.loaded("inpaint").model.clone()
+    model.set_model_unet_function_wrapper(watch)
+    cf.run(done, model, "inpaint")
+    x0, y0, x1, y1 = cf.BOXES.pixels(64, 64)[0]
+    cut = picture.clone()
+    cut[:, y0:y1, x0:x1] = 1.0
+    behind = cf.loaded("inpaint").vae.encode(cut)[0]
+    place = done.positive[0][1][cf.KEY].location[0]
+    assert bool(place.any()) and not torch.allclose(place, behind)
+    torch.testing.assert_close(seen[0], torch.cat([place, behind]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[1], torch.cat([torch.zeros_like(place), behind]), atol=1e-3, rtol=0)
+
+
+def test_a_prompt_that_sees_no_background_is_told(caplog):
+    done = cf.conditioned("inpaint")
+    caplog.clear()
+    cf.run(done, variant="inpaint")
+    assert not caplog.records
+    cf.run(done._replace(negative=cf.encode("", "inpaint")), variant="inpaint")
+    assert "did not go through View Conditioner" in caplog.text
+
+
 @pytest.mark.parametrize("size", [(96, 64), (64, 128), (256, 256)])
 def test_other_sizes(size):
     width, height = size
@@ -434,7 +466,7 @@ def test_rows_that_do_not_fit():
     with pytest.raises(LikenessError, match=r"3 view\(s\) and 2 place\(s\)"):
         cf.conditioned(azimuth=(0.0, 1.0, 2.0), placement=Placement(cf.BOXES.boxes * 2))
     done = cf.conditioned(azimuth=(0.0, 20.0, 40.0))
-    with pytest.raises(LikenessError, match=r"3 views or places, but the latent holds 2"):
+    with pytest.raises(LikenessError, match=r"3 views, places, references or backgrounds, but the latent holds 2"):
         _sample(done, torch.cat([_noise(1), _noise(2)]))
     with pytest.raises(LikenessError, match=r"64 x 64, the latent is 96 x 64"):
         _sample(cf.conditioned(), _noise(1, 12, 8))

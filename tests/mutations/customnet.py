@@ -5,6 +5,8 @@ from harness.mutate import Mutation
 
 HOSTING, CUSTOMNET, TRAINING = "models/hosting/", "models/customnet/", "models/training/"
 UNIT = ("tests/unit/test_customnet.py",)
+INPAINT = ("tests/host/test_customnet_rows.py::test_the_inpaint_variant_sees_place_and_background_and_its_negative_the_"
+           "background_alone",)
 LEARN = ("tests/unit/test_training_customnet.py",)
 
 
@@ -48,8 +50,6 @@ MUTATIONS = [
              "[None], boxes[0], size)", UNIT),
     Mutation("the object's edge is soft", CUSTOMNET + "pixels.py", "(mask * 255).round() > 127",
              "(mask * 255).round() > 126", UNIT),
-    Mutation("small objects are enlarged", CUSTOMNET + "pixels.py", "if height <= limit and width <= limit:", "if False:", UNIT),
-    Mutation("the kernel has two lobes", CUSTOMNET + "pixels.py", "x.abs() < 3", "x.abs() < 2", UNIT),
     Mutation("the image tower's pixels are antialiased", CUSTOMNET + "pixels.py", 'mode="bicubic", align_corners=True',
              'mode="bicubic", align_corners=False', UNIT),
     Mutation("the release's schedule keeps its first step", CUSTOMNET + "schedule.py", "every[-2::-1]", "every[::-1]", UNIT),
@@ -104,6 +104,9 @@ MUTATIONS = [
              "self.projection(embed * keep[:, None], camera * keep[:, None])", LEARN),
     Mutation("all weights learn at one rate", TRAINING + "loop.py", '= lr * group["rate"]', "= lr", LEARN),
     # -- after the review
+    Mutation("what the trainer makes is no file for the loader", HOSTING + "customnet.py",
+             '.metadata.get("base") == "miniature"', '.metadata.get("base") == "toys"',
+             ("tests/host/test_customnet_files.py::test_a_file_of_the_trainer_loads",)),
     Mutation("latents stay where the VAE left them", HOSTING + "customnet_model.py", ".to(noise.device)", "", DEVICE),
     Mutation("the sign of the public weights is not used", HOSTING + "customnet_model.py", "self.model_config.azimuth_sign",
              "1.0", SIGN),
@@ -117,8 +120,21 @@ MUTATIONS = [
              'self._check_text(kwargs.get("cross_attn"))', "pass", TEXT),
     Mutation("the box for core's crop begins below 0", "nodes/view.py", "min(max(value, 0), most)", "min(value, most)", PLACES),
     Mutation("a training of another ablation goes on", "nodes/training_views.py", '"ablation": ablation, ', "", AGAIN),
-    Mutation("a training of another file goes on", "nodes/training_views.py", '"" if start is None else files.sha256(start)',
-             '""', AGAIN),
+    Mutation("a training of another file goes on", "nodes/training_views.py", '"begun_with": digest(start)',
+             '"begun_with": ""', AGAIN),
+    Mutation("the background has no hole where the object will be", HOSTING + "view.py", "hole(picture[None], box) for",
+             "picture[None] for", INPAINT),
+    Mutation("the negative does not see the background", HOSTING + "view.py",
+             "Shown(None, None, None, around, 1.0, strengths.text)",
+             "Shown(None, None, None, None, 1.0, strengths.text)", INPAINT),
+    Mutation("background and location change places", HOSTING + "customnet_model.py",
+             'extra.append(self._latents(shown.background, noise, "background"))',
+             'extra.insert(0, self._latents(shown.background, noise, "background"))', INPAINT),
+    Mutation("a cut-out keeps its size", CUSTOMNET + "pixels.py",
+             "    picture.thumbnail((limit, limit), Image.Resampling.LANCZOS)\n", "", UNIT),
+    Mutation("white margin in the picture is object enough", CUSTOMNET + "placement.py", "    x0, y0, x1, y1 = own\n", "", UNIT),
+    Mutation("a reference of another size is squashed in float", CUSTOMNET + "pixels.py", "Image.Resampling.BICUBIC",
+             "Image.Resampling.LANCZOS", UNIT),
     Mutation("the zoom of the host's camera is not seen", CUSTOMNET + "view.py", "far / zoom / reference_distance",
              "far / reference_distance", UNIT),
     Mutation("gigabytes are read before the folder is asked", HOSTING + "customnet.py",

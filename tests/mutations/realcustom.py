@@ -123,7 +123,7 @@ MUTATIONS = [
     Mutation("a mask is shrunk in every layer anew", HOSTING + "stamps.py", "        options[MADE] = {}\n", "", RC_ROWS),
     Mutation("the mask stays where the node made it", HOSTING + "image_attention.py", "mask=self.plan.mask.to(target)",
              "mask=self.plan.mask", RC_ROWS),
-    Mutation("a run goes on whatever adapter it began with", "nodes/training_realcustom.py",
+    Mutation("a run goes on whatever adapter it began with", "nodes/training_miniature.py",
              'return "" if start is None else files.sha256(start)', 'return ""', RC_TRAINING),
     Mutation("the encoders see pictures from another device", HOSTING + "training_realcustom.py",
              "picture = picture.to(base.device)", "picture = picture.cpu()", RC_TRAINING),

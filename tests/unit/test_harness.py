@@ -181,6 +181,12 @@ def test_endings_are_told_from_the_bytes():
     assert demo.ending(PNG) == "png" and demo.ending(b"\0\0\0\x20ftypisom") == "mp4" and demo.ending(b"??") == "bin"
 
 
+def test_every_mutation_finds_its_place():
+    """Code moves; a list that no longer fits would end the whole run at its first lost text."""
+    for one in mutate.load():
+        mutate.mutated((paths.ROOT / one.file).read_text(encoding="utf-8"), one)
+
+
 def test_a_mutation_must_find_its_place_once():
     one = mutate.Mutation("swap", "a.py", "a + b", "a - b")
     assert mutate.mutated("return a + b\n", one) == "return a - b\n"

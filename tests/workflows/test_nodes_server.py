@@ -8,6 +8,7 @@ from io import BytesIO
 import pytest
 
 from harness import mini, paths, schemas
+from harness.canvas_inputs import EDITORS, inputs_of
 
 GOLDEN = json.loads(schemas.GOLDEN.read_text(encoding="utf-8")) if schemas.GOLDEN.is_file() else {}
 
@@ -99,8 +100,14 @@ def test_every_node_is_listed_as_the_golden_file_says(server):
         assert entry["output"] == [item["type"] for item in golden["outputs"]]
         assert entry["output_name"] == [item["name"] for item in golden["outputs"]]
         assert all(entry["output_tooltips"]) and entry["search_aliases"]
-    curve = info["Likeness_DualLevelInjector"]["input"]["optional"]["curve"]
-    assert curve[0] == "CURVE" and curve[1]["forceInput"] is True, "a widget would grow on the node"
+
+
+def test_sockets_of_core_types_grow_no_editor(server):
+    """The page sends an editor's value with every run: a box of its own would take the place of Placement's numbers."""
+    info = server.get("/object_info")
+    seen = [item.type for name in GOLDEN for item in inputs_of(info[name]) if item.type in EDITORS and not item.widget]
+    grown = [f"{name} {item.name}" for name in GOLDEN for item in inputs_of(info[name]) if item.type in EDITORS and item.widget]
+    assert sorted(seen) == ["BOUNDING_BOX"] * 2 + ["CURVE"] * 2 and not grown
 
 
 def test_pages_and_names_reach_the_browser(server):
