@@ -10,6 +10,7 @@ from torch import Tensor
 
 WORKFLOW = "12 Swap a face, keep the scene"
 JUDGE_PAIRS, JUDGE_STEPS, JUDGE_SEED = 1024, 400, 7
+GALLERY = 14  # faces that no training saw; each gives the gallery its first picture, which is not judged
 SEEN_AT = 192  # pixels at which the workflow's detector looks
 REACH, BESIDE = 1.5, 4.0  # pixels: half of the way across which a step is read; from the mask's edge to the lines beside it
 
@@ -45,7 +46,7 @@ def heads(count: int, log: Any) -> dict[str, float]:
 
     pairs = lessons.draw_pairs(JUDGE_PAIRS, 77, demo_faces.crops, off=0.0)  # it looks at true points
     judge = lessons.train_recogniser(pairs, JUDGE_STEPS, log, JUDGE_SEED)
-    drawn = lessons.draw_swaps(count, torch.Generator().manual_seed(78), training=False)
+    drawn = lessons.draw_swaps(count + GALLERY, torch.Generator().manual_seed(78), training=False)
     with torch.inference_mode():  # as the host runs nodes
         done, clean = swapped(drawn)
 
@@ -54,7 +55,7 @@ def heads(count: int, log: Any) -> dict[str, float]:
 
     source, look = seen(drawn.source, drawn.source_points), drawn.other
     gallery = torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])
-    free = torch.ones(count, dtype=torch.bool)
+    free = torch.ones(look.shape[0], dtype=torch.bool)
     free[gallery] = False  # the pictures of the gallery do not find themselves
     out: dict[str, float] = {"swap_faces": gallery.numel(), "swap_chance": 1 / gallery.numel(), "swap_pictures": int(free.sum()),
                              "swap_one_face_found": clean}
@@ -68,8 +69,8 @@ def heads(count: int, log: Any) -> dict[str, float]:
             out[f"{what}_retrieval"] = sum(right) / len(right)
             out[f"{what}_retrieval_lo"], out[f"{what}_retrieval_hi"] = interval(right)
         if name != "source":
-            alike = (rows * source).sum(1).tolist()
-            out[f"similarity_{name}"] = sum(alike) / count
+            alike = (rows * source).sum(1)[free].tolist()
+            out[f"similarity_{name}"] = sum(alike) / len(alike)
             out[f"similarity_{name}_lo"], out[f"similarity_{name}_hi"] = interval(alike)
     return out
 
@@ -167,14 +168,15 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
             made = {name: read(result.images[key]) for name, key in names.items()}
             masks = made.pop("mask")[:, 0]
             found = masks.amax((1, 2)) > 0.5
-            for kept, name in ((before, "swapped"), (after, "result")):
+            for kept, name in ((before, "swapped"), (after, "result")) if bool(found.any()) else ():
                 kept.append(excess((made[name] - made["scene"])[found], masks[found]))
             for name, pictures in made.items():
                 with torch.no_grad():
                     right[name] += (likelihoods(judge, pictures, ids).argmax(1) == k).float().tolist()
             log(f"identity {k}: {int(found.sum())} of {batch} heads swapped")
     old, new = torch.cat(before), torch.cat(after)
-    left, low, high = ratio(new.tolist(), old.tolist())
+    # the interval is that of identities: the pictures of one are no independent draws
+    left, low, high = ratio(*([float(one.sum()) for one in kept] for kept in (after, before)))
     out: dict[str, float] = {
         "seam_pictures": old.numel(), "seam_found": old.numel() / (identities * batch), "picture_chance": 1 / 16,
         "seam_after_over_before": left, "seam_after_over_before_lo": low, "seam_after_over_before_hi": high,

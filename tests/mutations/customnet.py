@@ -104,6 +104,10 @@ MUTATIONS = [
              "self.projection(embed * keep[:, None], camera * keep[:, None])", LEARN),
     Mutation("all weights learn at one rate", TRAINING + "loop.py", '= lr * group["rate"]', "= lr", LEARN),
     # -- after the review
+    Mutation("the page grows a box of its own on Placement", "nodes/view.py",
+             '"bounding_box", optional=True, extra_dict=_types.SOCKET,',
+             '"bounding_box", optional=True,',
+             ("tests/workflows/test_nodes_server.py::test_sockets_of_core_types_grow_no_editor",)),
     Mutation("what the trainer makes is no file for the loader", HOSTING + "customnet.py",
              '.metadata.get("base") == "miniature"', '.metadata.get("base") == "toys"',
              ("tests/host/test_customnet_files.py::test_a_file_of_the_trainer_loads",)),

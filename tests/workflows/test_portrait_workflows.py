@@ -141,3 +141,44 @@ def test_it_runs_from_words_to_the_person(studio, path):
         assert change[:, :40].mean() < 0.05 * change[32:130, 120:210].mean()
     (swap,) = of_type(job, "Likeness_SwapFaces")
     assert swap in result.executed
+
+
+def led(job: dict) -> dict:
+    """The scene under edges and under a pose, put in where the notes of 20 and 21 say; nothing after the scene is left."""
+    (painter,) = of_type(job, "KSampler")
+    (decoded,) = (key for key in of_type(job, "VAEDecode") if job[key]["inputs"]["samples"] == [painter, 0])
+    upstream, waiting = {}, [decoded]
+    while waiting:
+        key = waiting.pop()
+        upstream[key] = copy.deepcopy(job[key])
+        waiting += [value[0] for value in job[key]["inputs"].values() if isinstance(value, list)]
+    prompts = [upstream[painter]["inputs"][name] for name in ("positive", "negative")]
+    upstream["drawn"] = job["drawn"]
+    upstream["edges"] = {"class_type": "Canny", "inputs": {"image": ["drawn", 0], "low_threshold": 0.2, "high_threshold": 0.5}}
+    upstream["net"] = {"class_type": "ControlNetLoader", "inputs": {"control_net_name": workflow_portrait.DEPTH_NET}}
+    for name, picture in (("by edges", "edges"), ("by pose", "drawn")):
+        upstream[name] = {"class_type": "ControlNetApplyAdvanced", "inputs": {
+            "positive": prompts[0], "negative": prompts[1], "control_net": ["net", 0], "image": [picture, 0], "strength": 1.0,
+            "start_percent": 0.0, "end_percent": 1.0}}
+        prompts = [[name, 0], [name, 1]]
+    upstream[painter]["inputs"].update(positive=prompts[0], negative=prompts[1])
+    upstream["save"] = {"class_type": "SaveImage", "inputs": {"images": [decoded, 0], "filename_prefix": "led"}}
+    return upstream
+
+
+def test_edges_and_a_pose_lead_the_scene_where_the_notes_say(studio):
+    (path,) = (path for path in OWN_FILES if path.stem == workflow_portrait.WITH_PHOTOMAKER)
+    assert "Pose, Canny or depth" in workflow_portrait.NOTES[path.stem]
+    job = led(small(workflows.to_prompt(workflows.load(path), studio.object_info(fresh=True))))
+    plain = copy.deepcopy(job)
+    for name in ("by edges", "by pose"):
+        plain[name]["inputs"]["strength"] = 0.0
+    only = copy.deepcopy(job)
+    only["by pose"]["inputs"]["strength"] = 0.0
+    shown = []
+    for each in (job, only, plain):
+        result = studio.run(each, timeout=600)
+        assert result.ok, result.error
+        shown.append(saved(result, each)[0].astype(float))
+    assert np.abs(shown[1] - shown[2]).mean() > 0.1, "the edges lead"
+    assert np.abs(shown[0] - shown[1]).mean() > 0.1, "and so does the pose"
