@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..models.common.errors import LikenessError
 from ..models.common.images import split_alpha
+from ..models.common.reference import ON_MISSING
 from ..models.customnet import placement as places
 from ..models.customnet.placement import Placement as PlacementValue
 from ..models.customnet.view import View, from_camera, is_camera, turntable
@@ -128,6 +129,11 @@ class Placement(io.ComfyNode):
                 io.Int.Input("frame_width", default=256, min=16, max=16384, step=8,
                              tooltip="Width of the new picture, and of the picture in which a detector's box was measured."),
                 io.Int.Input("frame_height", default=256, min=16, max=16384, step=8, tooltip="Height of the same."),
+                io.Combo.Input(
+                    "on_missing", options=list(ON_MISSING), advanced=True,
+                    tooltip="What to do with an empty mask, or where the detector found nothing: stop with an error, or take the "
+                            "numbers.",
+                ),
                 io.Mask.Input("mask", optional=True,
                               tooltip="Painted place of the object in place of the numbers; one mask a picture."),
                 _types.Boxes.Input(
@@ -146,25 +152,28 @@ class Placement(io.ComfyNode):
                 io.Image.Output(display_name="preview",
                                 tooltip="Orange: the whole reference. Blue: the square in whose middle the object will be; a "
                                         "long or a small object does not fill it."),
+                io.Boolean.Output(display_name="found", tooltip="Whether mask or detector gave every place; true for numbers."),
             ],
         )
 
     @classmethod
     def execute(cls, x: float, y: float, box_width: float, box_height: float, box_of: str, fit: str, frame_width: int,
-                frame_height: int, mask: io.Mask.Type | None = None, bounding_box: Any = None,
+                frame_height: int, on_missing: str, mask: io.Mask.Type | None = None, bounding_box: Any = None,
                 image: io.Image.Type | None = None) -> io.NodeOutput:
         if mask is not None and bounding_box is not None:
             raise LikenessError("The place comes from a mask and from a bounding box at once; disconnect one of them.")
         if image is not None:
             frame_height, frame_width = image.shape[1:3]
         width, height = frame_width, frame_height
+        asked: list[places.Box | None] = [None]
+        needed = on_missing == ON_MISSING[0]
         if mask is not None:
-            boxes, width, height = places.mask_boxes(mask)
+            asked, width, height = places.mask_boxes(mask, needed)
         elif bounding_box is not None:
-            boxes = places.detected_boxes(bounding_box)
-        else:
-            boxes = [(x * width, y * height, box_width * width, box_height * height)]
-        placement = places.place(boxes, width, height, fit, box_of)
+            asked = places.detected_boxes(bounding_box, needed)
+        found = None not in asked or (mask is None and bounding_box is None)
+        by_hand = (x * width, y * height, box_width * width, box_height * height)
+        placement = places.place([by_hand if box is None else box for box in asked], width, height, fit, box_of)
         # cut off at the frame: core's crop takes no numbers below 0
         x0, y0, x1, y1 = (min(max(value, 0), most) for value, most in zip(
             placement.pixels(frame_width, frame_height)[0], (frame_width, frame_height) * 2, strict=True))
@@ -173,7 +182,7 @@ class Placement(io.ComfyNode):
             rows = [k % image.shape[0] for k in range(len(placement.boxes))]
             behind = split_alpha(image)[0][rows]
         picture = to_intermediate(places.preview(placement, frame_width, frame_height, behind))
-        return io.NodeOutput(placement, {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}, picture,
+        return io.NodeOutput(placement, {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}, picture, found,
                              ui=ui.PreviewImage(picture, cls=cls))
 
 

@@ -69,14 +69,18 @@ def place(boxes: Sequence[Box], width: int, height: int, fit: str, means: str) -
     return placement
 
 
-def mask_boxes(mask: Tensor) -> tuple[list[Box], int, int]:
-    """Tight boxes of masks (b, h, w) or like, and the masks' width and height. Raises LikenessError for an empty one."""
+def mask_boxes(mask: Tensor, needed: bool = True) -> tuple[list[Box | None], int, int]:
+    """Tight boxes of masks (b, h, w) or like, and the masks' width and height; None for an empty one, for which LikenessError is
+    raised where it is needed."""
     mask = mask if mask.ndim > 2 else mask[None]
     mask = mask[..., 0] if mask.ndim == 4 and mask.shape[-1] == 1 else mask
     rows = as_mask(mask, mask.shape[0], *mask.shape[-2:])
-    out = []
+    out: list[Box | None] = []
     for number, row in enumerate(rows, 1):
         box = bounding_box(row)
+        if box is None and not needed:
+            out.append(None)
+            continue
         if box is None:
             raise LikenessError(f"Mask {number} of {len(rows)} is empty, so it gives no place; paint where the object shall "
                                 "stand.")
@@ -85,11 +89,13 @@ def mask_boxes(mask: Tensor) -> tuple[list[Box], int, int]:
     return out, rows.shape[-1], rows.shape[-2]
 
 
-def detected_boxes(value: Any) -> list[Box]:
-    """BOUNDING_BOX of any node -> one pixel box a picture: the surest of its boxes, else the largest.
+def detected_boxes(value: Any, needed: bool = True) -> list[Box | None]:
+    """BOUNDING_BOX of any node -> one pixel box a picture: the surest of its boxes, else the largest; None where a picture has
+    none and needs none.
 
     Taken: one box, a list of boxes of one picture, a list of such lists. Raises LikenessError."""
-    return [_best(frame, number) for number, frame in enumerate(_frames(value), 1)]
+    frames = [[]] if not needed and isinstance(value, Sequence) and not value else _frames(value)
+    return [None if not frame and not needed else _best(frame, number) for number, frame in enumerate(frames, 1)]
 
 
 def _frames(value: Any) -> list[list[Mapping[str, Any]]]:

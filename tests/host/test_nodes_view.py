@@ -59,29 +59,45 @@ SQUARE = "square, cropped at the frame"
 
 
 def test_placement_from_numbers_masks_and_boxes(nodes, checkpoints):
-    placement, box, preview = node(nodes, "Placement", *NUMBERS, "whole reference", SQUARE, 256, 128)
+    placement, box, preview, found = node(nodes, "Placement", *NUMBERS, "whole reference", SQUARE, 256, 128, "error")
     assert box == {"x": 64, "y": 0, "width": 128, "height": 128}
     assert preview.shape == (1, 128, 256, 3)
     assert placement.pixels(256, 128) == [(64, 0, 192, 128)]
     mask = torch.zeros(2, 64, 64)
     mask[0, 16:48, 16:48], mask[1, 0:20, 0:20] = 1, 1
-    placement, box, preview = node(nodes, "Placement", *NUMBERS, "object", SQUARE, 256, 256, mask)
+    placement, box, preview, found = node(nodes, "Placement", *NUMBERS, "object", SQUARE, 256, 256, "error", mask)
     assert len(placement.boxes) == 2
     assert preview.shape[0] == 2
     assert box["width"] == round(128 * 1.28)
     boxes = [[{"x": 10.0, "y": 10.0, "width": 50.0, "height": 20.0, "label": "cat", "score": 0.7}]]
     image = torch.zeros(1, 100, 100, 3)
-    placement, box, preview = node(nodes, "Placement", *NUMBERS, "whole reference", "stretched", 8, 8, None, boxes, image)
-    assert placement.boxes == ((0.1, 0.1, 0.5, 0.2),)
+    placement, box, preview, found = node(nodes, "Placement", *NUMBERS, "whole reference", "stretched", 8, 8, "error", None,
+                                          boxes, image)
+    assert found is True and placement.boxes == ((0.1, 0.1, 0.5, 0.2),)
     assert preview.shape == (1, 100, 100, 3)
     # what stands over is cut off for core's crop and kept in the placement
-    placement, box, _ = node(nodes, "Placement", -0.25, 0.5, 0.5, 0.75, "whole reference", "stretched", 256, 128)
+    placement, box, *_ = node(nodes, "Placement", -0.25, 0.5, 0.5, 0.75, "whole reference", "stretched", 256, 128, "error")
     assert box == {"x": 0, "y": 64, "width": 64, "height": 64}
     assert placement.pixels(256, 128) == [(-64, 64, 64, 160)]
     with pytest.raises(LikenessError, match="disconnect one"):
-        node(nodes, "Placement", *NUMBERS, "object", SQUARE, 64, 64, mask, boxes)
+        node(nodes, "Placement", *NUMBERS, "object", SQUARE, 64, 64, "error", mask, boxes)
     with pytest.raises(LikenessError, match="outside"):
-        node(nodes, "Placement", 1.5, 0.0, 0.2, 0.2, "object", SQUARE, 256, 256)
+        node(nodes, "Placement", 1.5, 0.0, 0.2, 0.2, "object", SQUARE, 256, 256, "error")
+
+
+def test_where_nothing_was_found_the_numbers_may_stand_in(nodes):
+    mask = torch.zeros(2, 64, 64)
+    mask[0, 16:48, 16:48] = 1
+    by_hand = ((0.25, 0.25, 0.5, 0.5),)
+    for given, boxes, whole in (({"mask": mask}, by_hand * 2, False), ({"mask": mask[:1]}, by_hand, True),
+                                ({"bounding_box": []}, by_hand, False), ({"bounding_box": [[]]}, by_hand, False),
+                                ({"bounding_box": [[{"x": 4, "y": 0, "width": 4, "height": 8}], []]},
+                                 ((0.0625, 0.0, 0.0625, 0.125), *by_hand), False), ({}, by_hand, True)):
+        placement, *_, found = node(nodes, "Placement", *NUMBERS, "whole reference", SQUARE, 64, 64, "pass through", **given)
+        assert (placement.boxes, found) == (boxes, whole)
+        if not whole:
+            with pytest.raises(LikenessError, match="empty|found nothing"):
+                node(nodes, "Placement", *NUMBERS, "whole reference", SQUARE, 64, 64, "error", **given)
 
 
 def test_reference_of_the_preset(nodes):
@@ -116,7 +132,7 @@ def test_the_whole_chain_through_the_nodes(nodes, checkpoints):
     loaded = cf.loaded("inpaint")
     reference = cf.reference()
     view = node(nodes, "Turntable", -30.0, 30.0, 2, 0.0, 0.0, True, False)[0]
-    placement = node(nodes, "Placement", *NUMBERS, "object", SQUARE, 64, 64)[0]
+    placement = node(nodes, "Placement", *NUMBERS, "object", SQUARE, 64, 64, "error")[0]
     done = node(nodes, "ViewConditioner", cf.encode("on the beach", "inpaint"), cf.encode("", "inpaint"), loaded.vision,
                 loaded.vae, reference, 64, 64, 1.0, 1.0, view, placement, torch.rand(1, 64, 64, 3))
     positive, negative, latent, background, mask, text = done
