@@ -20,7 +20,7 @@ from likeness.models.face.contract import MINIATURE
 from likeness.models.face.faces import Faces, area
 from likeness.models.face.masks import KINDS
 from likeness.models.face.swap import Paste
-from likeness.models.hosting import face_batch
+from likeness.models.hosting import face_batch, face_restore
 from likeness.models.hosting.face_batch import Job, analyse, swap
 
 
@@ -307,6 +307,66 @@ def test_a_bare_upscale_model_is_brought_back_to_the_device():
         swap(swapper(), FRAMES[:1], only(faces), Job(Paste(1, "box")), target=faces, upscale_model=model)
         assert len(model.seen) % 2 == 0 and model.seen
         model.model.place = "another"
+
+
+@pytest.fixture
+def gfpgan(monkeypatch):
+    """spandrel's own object and network, with few channels: what its architecture makes of a file."""
+    from spandrel.architectures import GFPGAN as place
+
+    def thin(**words):
+        return real(**{**words, "narrow": 0.125, "num_style_feat": 8, "num_mlp": 2})
+
+    real = place.GFPGAN
+    monkeypatch.setattr(place, "GFPGAN", thin)
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        network = thin(out_size=512, channel_multiplier=2, input_is_latent=True, different_w=True, sft_half=True)
+        for name, value in network.named_parameters():
+            if name.endswith("style_conv1.weight") or ".style_convs." in name and value.numel() == 1:
+                value.data.fill_(0.5)  # how much noise acts; trained files have it
+        return place.GFPGANArch().load(network.state_dict()).eval()
+
+
+@pytest.mark.parametrize("boost", [1, 4])
+def test_gfpgan_gets_the_range_and_size_that_it_was_trained_on(gfpgan, boost):
+    """-1..1 at 512 pixels, and noise of the file in place of the global generator's."""
+    faces, seen = analysed(FRAMES[:1]), []
+    gfpgan.model.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
+    job = Job(Paste(boost, "box"))
+    target = faces._replace(frames=(faces.frames[0][:1],))
+    before = torch.get_rng_state()
+    first, again = (swap(swapper(), FRAMES[:1], only(faces), job, target=target, upscale_model=gfpgan) for _ in range(2))
+    assert torch.equal(first.image, again.image) and torch.equal(before, torch.get_rng_state())
+    assert len(seen) == 2 and {tuple(given.shape) for given in seen} == {(1, 3, 512, 512)}
+    crop = torch.rand(3, 512, 512, generator=torch.Generator().manual_seed(5))
+    want = ((gfpgan.model(crop[None] * 2 - 1, randomize_noise=False)[0] + 1) / 2).clamp(0, 1)[0]
+    restore = face_restore.restorer(gfpgan, swapper().network)
+    torch.testing.assert_close(restore(crop), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[-1][0], crop * 2 - 1)
+    assert want.std() > 0.01 and restore(crop.repeat(1, 2, 2)).shape == (3, 1024, 1024) and seen[-1].shape[-1] == 512
+
+
+def test_codeformer_gets_the_same_range():
+    """Its architecture comes with a package of its own; what core calls is model(picture)[0] without a change of range."""
+    class Codes(Upscaler):
+        architecture = type("CodeFormerArch", (), {"id": "CodeFormer"})
+
+        def model(self, picture, weight=0.5, **words):
+            self.seen.append(picture)
+            return picture * 0.5, None
+
+    class Host:
+        load_device = torch.device("cpu")
+
+    codes = Codes(1)
+    codes.model, codes.patcher = Codes.model.__get__(codes), Host()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(face_restore, "prepare", lambda *words: None)
+        done = face_restore.restorer(codes, swapper().network)(torch.full((3, 128, 128), 0.25))
+    assert codes.seen[0].shape[-1] == 512
+    torch.testing.assert_close(codes.seen[0], torch.full((1, 3, 512, 512), -0.5))
+    torch.testing.assert_close(done, torch.full((3, 512, 512), 0.375))
 
 
 # -- finding -------------------------------------------------------------------------------------------
