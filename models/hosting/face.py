@@ -10,6 +10,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ..common import files
 from ..common.errors import LikenessError
 from ..common.records import brief
 from ..face.contract import (
@@ -138,8 +139,7 @@ def _doubt(network: Network) -> str:
 
 
 def _key(path: Path, backend: str) -> tuple[str, int, int, str]:
-    stat = path.stat()
-    return str(path), stat.st_mtime_ns, stat.st_size, backend
+    return *files.version(path), backend
 
 
 def prepare(networks: list[Network | None], memory: int = MEMORY, beside: tuple[Any, ...] = ()) -> None:
