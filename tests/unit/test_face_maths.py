@@ -304,7 +304,7 @@ def test_restoring_by_nothing_changes_nothing(larger):
 
 
 def small_face(scale, detail, kind="box", boost=1):
-    """What is pasted where the mask is 1 at a face of 128 / scale pixels, whose corner is pixel (20, 20), from a restored crop."""
+    """What is pasted where the mask is 1 at a face of 128 / scale pixels, its corner at pixel (20, 20)."""
     picture, covered = torch.zeros(200, 200, 3), torch.zeros(200, 200)
     # laid so that the crop's own edge is the edge of pixel 20
     face = Face(torch.zeros(4), (geometry.template(128).float() + 0.5) / scale + 19.5, 0.9)
