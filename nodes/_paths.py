@@ -152,12 +152,16 @@ def _folder(kind: str) -> Path:
     return Path(folder_paths.get_output_directory()) / FOLDER / kind
 
 
+def _reactor() -> Path:
+    return Path(folder_paths.models_dir) / "reactor" / "faces"
+
+
 def saved_files(kind: str) -> dict[str, Path]:
     """Choices of a loader of `kind`: saved ones, those in the input folder, those beside the models."""
     places = [(_folder(kind), "output", True), (Path(folder_paths.get_input_directory()), "input", False)]
     places += [(Path(folder) / kind, "models", True) for folder in folder_paths.get_folder_paths(FOLDER)]
     if kind == FACES:
-        places.append((Path(folder_paths.models_dir) / "reactor" / "faces", "reactor", True))
+        places.append((_reactor(), "reactor", True))
     out: dict[str, Path] = {}
     for folder, where, deep in places:
         found = (folder.rglob("*") if deep else folder.glob("*")) if folder.is_dir() else ()
@@ -175,6 +179,7 @@ def nothing_saved(kind: str) -> str:
 def missing_saved(kind: str, name: str) -> str:
     """The sentence for a saved file that is not there."""
     folders = [Path(folder) / kind for folder in folder_paths.get_folder_paths(FOLDER)]
+    folders += [_reactor()] if kind == FACES else []
     places = ", ".join(map(str, (_folder(kind), folder_paths.get_input_directory(), *folders)))
     one = kind[:-1]
     what = f"There is no saved {one} yet" if name == nothing_saved(kind) else f"The saved {one} {name} is not there"

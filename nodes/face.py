@@ -11,7 +11,7 @@ from ..models.face.faces import Faces
 from ..models.face.masks import KINDS
 from ..models.face.swap import BOOSTS, Paste
 from ..models.hosting.face import FaceModels, FaceSwapper
-from ..models.hosting.face_batch import ASSIGN, Job, analyse, check_faces, swap
+from ..models.hosting.face_batch import ASSIGN, LOOK_AGAIN, Job, analyse, check_faces, swap
 from ..models.hosting.face_pictures import keypoints, marked
 from ..models.hosting.memory import to_intermediate
 from . import _types
@@ -24,6 +24,8 @@ _SIZE = ("Side in pixels at which the detector looks. auto tries 640, then 320, 
          "find faces that fill the picture, large ones find small faces.")
 _THRESHOLD = "How sure the detector must be. Lower finds more faces, and more that are none."
 _ALONE = "Only without target."
+_MESH = ("lower min_confidence or choose the detector_variant both in Detect Face Landmarks, which finds the faces here, or "
+         "disconnect face_landmarks")
 _CHOOSE = "choose other numbers, a lower similarity, any gender or a smaller min_size"
 
 
@@ -76,7 +78,7 @@ class AnalyzeFaces(io.ComfyNode):
     def execute(cls, face_models: FaceModels, image: io.Image.Type, detection_size: str, threshold: float, on_missing: str,
                 bboxes: object = None, face_landmarks: object = None) -> io.NodeOutput:
         faces = analyse(face_models, image, _sizes(detection_size), threshold, bboxes, face_landmarks)
-        found = check_faces(faces, on_missing)
+        found = check_faces(faces, on_missing, advice=LOOK_AGAIN if face_landmarks is None else _MESH)
         shown = marked(image, faces)
         count = sum(map(len, faces.frames))
         return io.NodeOutput(faces, shown, count, found, table(faces), ui=ui.PreviewImage(shown[:SHOWN], cls=cls))

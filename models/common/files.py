@@ -146,6 +146,12 @@ def check_file(path: str | os.PathLike[str]) -> None:
         _check_start(Path(path))
 
 
+def version(path: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """Path, time of the last change and size: what tells whether a file is still the one that was read."""
+    stat = os.stat(path)
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
 def sha256(path: str | os.PathLike[str], step: Callable[[int], None] | None = None) -> str:
     """Hexadecimal SHA-256 of a file; raises LikenessError if there is none. step: called with the bytes of each block."""
     path = Path(path)

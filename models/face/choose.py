@@ -39,12 +39,12 @@ def check_space(have: str, wanted: str, what: str) -> None:
 
 
 def parse_numbers(text: str) -> tuple[int, ...] | None:
-    """"all" or nothing -> None; "0, 2" -> (0, 2). Raises LikenessError for anything else."""
+    """"all" or nothing -> None; "0, 2, 0" -> (0, 2), each once. Raises LikenessError for anything else."""
     words = text.replace(";", ",").split(",")
     if text.strip().lower() in ("", "all"):
         return None
     try:
-        numbers = tuple(int(word) for word in words if word.strip())
+        numbers = tuple(dict.fromkeys(int(word) for word in words if word.strip()))
     except ValueError as error:
         raise LikenessError(f"The list of faces is {text!r}: write all, or numbers from 0 such as 0,2.") from error
     if not numbers or min(numbers) < 0:
@@ -90,7 +90,7 @@ def table(faces: Faces) -> str:
 
 
 def _line(place: int, number: int, face: Face, rate: float | None = None) -> str:
-    """number: as Analyze Faces draws it."""
+    """number: of the face in the FACES that came in; behind Analyze Faces, what that draws."""
     x0, y0, x1, y1 = (round(side) for side in face.box.tolist())
     words = [f"picture {place + 1}, face {number}: {x1 - x0} x {y1 - y0} at {x0}, {y0}, score {face.score:.2f}"]
     if rate is not None:

@@ -14,6 +14,7 @@ from .libraries import need
 DETECTOR, RECOGNISER, LANDMARKS, LANDMARKS_3D, ATTRIBUTES, SWAPPER, UNKNOWN = (
     "detector", "recogniser", "106 landmarks", "3D landmarks", "gender and age", "swapper", "unknown network")
 EMAP, EMAP_WIDTH = "buff2fs", 512
+FLOAT16 = 10  # ONNX's number of the type
 SPACES = ("w600k_r50", "glintr100")  # of buffalo_l and of antelopev2
 MINIATURE = "miniature"  # of the heads of the miniature world's creatures
 SPACE_KEY, LICENCE_KEY = "likeness.space", "likeness.licence"  # in the metadata of files that are made for this pack
@@ -34,6 +35,7 @@ class Contract(NamedTuple):
     """inputs, outputs: (name, shape) in the file's order. mean, std: what the network wants taken off its pixels 0..255.
 
     operators: the kinds of its nodes. space, licence: name of its embeddings and licence, where the file itself says them.
+    half: whether it is stored or computes in float16.
     """
     kind: str
     inputs: tuple[tuple[str, Shape], ...]
@@ -43,6 +45,7 @@ class Contract(NamedTuple):
     operators: tuple[str, ...]
     space: str = ""
     licence: str = ""
+    half: bool = False
 
     @property
     def size(self) -> int:
@@ -104,6 +107,13 @@ def _pixels(kind: str, nodes: Any) -> tuple[float, float]:
     return 127.5, 127.5 if kind == RECOGNISER else 128.0
 
 
+def _half(graph: Any) -> bool:
+    """Whether any weight, input or cast is of float16."""
+    values = [value.type.tensor_type.elem_type for value in graph.input]
+    casts = [attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute]
+    return FLOAT16 in (*values, *casts, *(tensor.data_type for tensor in graph.initializer))
+
+
 def contract_of(model: Any) -> Contract:
     """What a parsed file is."""
     weights = {item.name for item in model.graph.initializer}
@@ -113,7 +123,8 @@ def contract_of(model: Any) -> Contract:
     said = {item.key: item.value for item in model.metadata_props}
     mean, std = _pixels(kind, model.graph.node)
     operators = tuple(sorted({node.op_type for node in model.graph.node}))
-    return Contract(kind, inputs, outputs, mean, std, operators, said.get(SPACE_KEY, ""), said.get(LICENCE_KEY, ""))
+    return Contract(kind, inputs, outputs, mean, std, operators, said.get(SPACE_KEY, ""), said.get(LICENCE_KEY, ""),
+                    _half(model.graph))
 
 
 def space_of(path: str | Path, contract: Contract) -> str:

@@ -12,6 +12,8 @@ from .faces import Face
 
 # Of the 478 points of the MediaPipe mesh: both corners of each eye, the tip of the nose, the corners of the mouth.
 EYES, NOSE, MOUTH = ((33, 133), (362, 263)), 1, (61, 291)
+MESHES = (478, 468)  # with and without the irises, which come last
+CONNECT = "connect Detect Face Landmarks (MediaPipe) of ComfyUI"
 
 Box = tuple[float, float, float, float]
 
@@ -54,7 +56,14 @@ def faces_of(value: Any, pictures: int, size: tuple[int, int]) -> list[list[Face
 
 
 def _face(item: Mapping[str, Any]) -> Face:
-    mesh: Tensor = torch.as_tensor(item["landmarks_xy"]).float()
+    try:
+        mesh: Tensor = torch.as_tensor(item["landmarks_xy"]).float()
+        box = torch.as_tensor([float(side) for side in item["bbox_xyxy"]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LikenessError(f"A face with landmarks_xy and bbox_xyxy was expected: {CONNECT}.") from error
+    if mesh.ndim != 2 or mesh.shape[1] != 2 or len(mesh) not in MESHES:
+        shape = " x ".join(map(str, mesh.shape)) or "a single number"
+        raise LikenessError(f"The landmarks of a face are {shape}, but the {MESHES[0]} x 2 of the MediaPipe mesh were expected: "
+                            f"{CONNECT}.")
     points = [mesh[list(eye)].mean(0) for eye in EYES] + [mesh[NOSE], *(mesh[place] for place in MOUTH)]
-    box = torch.as_tensor([float(side) for side in item["bbox_xyxy"]])
     return Face(box, torch.stack(points), float(item.get("score", 1.0)))

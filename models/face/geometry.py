@@ -103,6 +103,16 @@ def sample(picture: Tensor, points: Tensor) -> Tensor:
     return values[0, :, 0].T.reshape(*points.shape[:-1], channels)
 
 
+def spread_sample(picture: Tensor, points: Tensor, turn: Tensor, count: int) -> Tensor:
+    """As `sample`, the mean of count x count values that lie evenly over the pixel of each point; count 1 is `sample`.
+
+    turn (2, 2): how far one pixel to the right and one down lead in `picture`."""
+    steps = (torch.arange(count, dtype=points.dtype, device=points.device) + 0.5) / count - 0.5
+    across, down = (steps[:, None] * turn[:, side].to(points) for side in (0, 1))
+    total = sum(sample(picture, points[..., None, :] + across + shift).mean(-2) for shift in down)  # row by row: flat memory
+    return torch.as_tensor(total) / count
+
+
 def crop(picture: Tensor, matrix: Tensor, size: int, device: torch.device | None = None) -> Tensor:
     """The square (3, size, size) float32 that a matrix cuts out of picture (h, w, 3): bilinear, black outside.
 

@@ -25,7 +25,13 @@ def _insightface() -> Any:
     return zoo
 
 
-LIBRARIES: dict[str, Callable[[], Any]] = {"onnx": _onnx, "onnx2torch": _onnx2torch, "insightface": _insightface}
+def _onnxruntime() -> Any:
+    import onnxruntime
+    return onnxruntime
+
+
+LIBRARIES: dict[str, Callable[[], Any]] = {"onnx": _onnx, "onnx2torch": _onnx2torch, "insightface": _insightface,
+                                           "onnxruntime": _onnxruntime}
 
 
 def there(name: str) -> bool:

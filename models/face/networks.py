@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import LikenessError
-from .contract import SWAPPER, Contract, contract_of, read_graph
+from .contract import FLOAT16, SWAPPER, Contract, contract_of, read_graph
 from .libraries import need, there
 
 BATCH = 8  # crops at a time
@@ -64,11 +64,11 @@ class Session:
         try:
             options = zoo.onnxruntime.SessionOptions()
             options.log_severity_level = 3  # errors; a swapper's identity map, which no node uses, is worth a warning to it
-            self.session = zoo.PickableInferenceSession(str(path), sess_options=options, providers=zoo.get_default_providers())
+            self.session = zoo.PickableInferenceSession(_source(path, contract), sess_options=options,
+                                                        providers=zoo.get_default_providers())
         except Exception as error:  # the library raises errors of its own kinds
             raise LikenessError(f"onnxruntime cannot open {self.name} ({error}): download it again, or choose the back end "
                                 "torch.") from error
-        self.half = [item.name for item in self.session.get_inputs() if "float16" in item.type]
 
     @property
     def device(self) -> torch.device:
@@ -82,8 +82,7 @@ class Session:
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         feed = {}
         for (name, _), tensor in zip(self.contract.inputs, in_order(self.contract, inputs), strict=True):
-            array = tensor.detach().cpu().float().contiguous().numpy()
-            feed[name] = array.astype("float16") if name in self.half else array
+            feed[name] = tensor.detach().cpu().float().contiguous().numpy()
         wanted = [name for name, _ in self.contract.outputs]
         return [torch.from_numpy(array).float() for array in self.session.run(wanted, feed)]
 
@@ -91,7 +90,7 @@ class Session:
 def _to_float32(model: Any) -> Any:
     """The same network in float32: half precision on disk stays exact, and variances are not computed in half."""
     onnx = need("onnx")
-    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    half, single = FLOAT16, onnx.TensorProto.FLOAT
 
     def widen(tensor: Any) -> None:
         if tensor.data_type == half:
@@ -111,34 +110,46 @@ def _to_float32(model: Any) -> Any:
     return model
 
 
-def convert(path: str | Path, model: Any) -> nn.Module:
-    """A parsed file as a torch module in float32, its positional inputs in the file's order.
+def _source(path: str | Path, contract: Contract) -> str | bytes:
+    """What onnxruntime opens: the file itself, or the network of a half file in float32, as the other back end has it."""
+    return _to_float32(read_graph(path)).SerializeToString() if contract.half else str(path)
+
+
+def convert(path: str | Path, model: Any) -> tuple[nn.Module, str]:
+    """A parsed file as a torch module in float32, its positional inputs in the file's order; and a note for the artist where
+    onnx2torch doubts its numbers and nothing is there to compare them with.
 
     Raises LikenessError for an operator that onnx2torch does not know or gives other numbers for; `model` may be changed."""
     onnx2torch, name = need("onnx2torch"), Path(path).name
+    contract = contract_of(model)
     try:
-        with warnings.catch_warnings(record=True) as doubts:
+        with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             module = onnx2torch.convert(_to_float32(model)).eval().requires_grad_(False)
     except Exception as error:  # the library raises errors of its own kinds
         raise LikenessError(f"The file {name} cannot be converted for the back end torch ({error}): choose onnxruntime."
                             ) from error
-    if any("differ" in str(doubt.message) for doubt in doubts) and there("insightface") and not _agrees(module, path):
+    doubts = [str(warning.message) for warning in heard if "differ" in str(warning.message)]
+    if not doubts:
+        return module, ""
+    if not there("onnxruntime"):
+        return module, (f"{name} runs in torch unchecked: onnx2torch warns that its numbers may differ ({doubts[0]}), and "
+                        "onnxruntime, which would tell, is not installed")
+    if not _agrees(module, path, contract):
         raise LikenessError(f"The file {name} cannot be converted for the back end torch without another result "
-                            f"({doubts[0].message}): choose onnxruntime.")
-    return module
+                            f"({doubts[0]}): choose onnxruntime.")
+    return module, ""
 
 
-def _agrees(module: nn.Module, path: str | Path) -> bool:
+def _agrees(module: nn.Module, path: str | Path, contract: Contract) -> bool:
     """Whether a converted module gives what onnxruntime gives, on one random input. onnx2torch warns of some ways of resizing
     that torch does not have; for whole factors most of them are the same."""
-    session = Session(path, contract_of(read_graph(path)))
+    session = need("onnxruntime").InferenceSession(_source(path, contract), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
-    shapes = [tuple(side or (1 if place == 0 else PROBE) for place, side in enumerate(shape))
-              for _, shape in session.contract.inputs]
-    inputs = [torch.rand(shape, generator=generator) for shape in shapes]
-    feed = sorted(inputs, key=lambda tensor: -tensor.ndim)
+    inputs = [torch.rand([side or (1 if place == 0 else PROBE) for place, side in enumerate(shape)], generator=generator)
+              for _, shape in contract.inputs]
+    feed = {name: tensor.numpy() for (name, _), tensor in zip(contract.inputs, inputs, strict=True)}
     with torch.inference_mode():
         out = module(*inputs)
-        pairs = zip([out] if isinstance(out, Tensor) else out, session(*feed), strict=True)
+        pairs = zip([out] if isinstance(out, Tensor) else out, map(torch.from_numpy, session.run(None, feed)), strict=True)
         return all(bool((a - b).abs().max() <= 1e-3 * max(1.0, float(b.abs().max()))) for a, b in pairs)

@@ -1,6 +1,7 @@
 """One face swapped and pasted back: insightface's INSwapper in floats, at several times its resolution if wished."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from .analyse import unit
 from .colour import match
 from .faces import Face
-from .geometry import align, crop, paste_rect, pixel_points, sample
-from .masks import HULL, face_mask
+from .geometry import align, crop, paste_rect, pixel_points, spread_sample
+from .masks import HULL, INSIGHTFACE, face_mask
 from .networks import Network, run_all
 
 BOOSTS = 4
+SPREAD = 16
 Restore = Callable[[Tensor], Tensor]
 
 
@@ -57,6 +59,12 @@ def restored(fake: Tensor, restore: Restore | None, visibility: float) -> Tensor
     return torch.lerp(plain, better.to(plain), visibility)
 
 
+def _spread(ratio: float) -> int:
+    """Values to a side of one pixel of the picture, where that covers `ratio` pixels of the crop: without a mean over all of
+    them the detail of a face that is made smaller turns into noise, which flickers in a video."""
+    return min(max(math.ceil(ratio - 0.01), 1), SPREAD)
+
+
 def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, latent: Tensor, paste: Paste,
               limit: Tensor | None = None, restore: Restore | None = None) -> bool:
     """Writes the swapped face into picture (h, w, 3) and its mask into covered (h, w), only where the mask is not 0;
@@ -85,7 +93,9 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
         fake = match(fake, real, flat, paste.colour)
     fake = restored(fake, restore, paste.visibility)
     finer = fake.shape[-1] / size
-    pasted = sample(fake.movedim(0, -1), points if finer == 1 else (points + 0.5) * finer - 0.5)
+    as_insightface = paste.mask == INSIGHTFACE and fake.shape[-1] == network.contract.size
+    count = 1 if as_insightface else _spread(finer * float(torch.linalg.det(turn)) ** 0.5)
+    pasted = spread_sample(fake.movedim(0, -1), points if finer == 1 else (points + 0.5) * finer - 0.5, turn * finer, count)
     old = picture[y0:y1, x0:x1]
     new = torch.lerp(old.to(pasted), pasted, mask[..., None]).to(old)
     touched = (mask > 0).to(old.device)

@@ -10,11 +10,13 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ..common import files
 from ..common.errors import LikenessError
 from ..common.records import brief
 from ..face.contract import (
     ATTRIBUTES,
     DETECTOR,
+    FLOAT16,
     LANDMARKS,
     RECOGNISER,
     SPACES,
@@ -39,12 +41,12 @@ _emaps: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()  # 
 
 
 class TorchNetwork:
-    """An .onnx file as a torch module under a host patcher."""
+    """An .onnx file as a torch module under a host patcher. doubt: a note on numbers that could not be checked."""
     backend = "torch"
 
     def __init__(self, path: Path, contract: Contract, model: Any):
         self.name, self.contract, self.batches = path.name, contract, can_batch(contract, self.backend)
-        self.patcher = _patcher(path, model)
+        self.patcher, self.doubt = _patcher(path, model)
         self.patcher.cached_patcher_init = (reload_network, (path,))
 
     @property
@@ -58,17 +60,18 @@ class TorchNetwork:
 
 def reload_network(path: Path, disable_dynamic: bool = False) -> Any:
     """The host's factory for a copy with weights of its own."""
-    return _patcher(path, read_graph(path), disable_dynamic)
+    return _patcher(path, read_graph(path), disable_dynamic)[0]
 
 
-def _patcher(path: Path, model: Any, disable_dynamic: bool = False) -> Any:
-    half = any(tensor.data_type == 10 for tensor in model.graph.initializer)  # ONNX's number of float16
-    module = _host_layers(convert(path, model))
+def _patcher(path: Path, model: Any, disable_dynamic: bool = False) -> tuple[Any, str]:
+    half = any(tensor.data_type == FLOAT16 for tensor in model.graph.initializer)
+    module, doubt = convert(path, model)
+    module = _host_layers(module)
     if half:  # stored as in the file, computed in float32
         for layer in module.modules():
             if getattr(layer, "comfy_cast_weights", False):
                 layer.half()
-    return patcher_of(module, disable_dynamic)
+    return patcher_of(module, disable_dynamic), doubt
 
 
 def _host_layers(module: nn.Module) -> nn.Module:
@@ -115,7 +118,7 @@ def load_network(path: Path, contract: Contract, backend: str, model: Any = None
     wanted = choose_backend(backend)
     known = _loaded.get(_key(path, wanted))
     if known is not None:
-        return known, ""
+        return known, _doubt(known)
     network: Network
     if wanted == "torch":
         try:
@@ -128,12 +131,15 @@ def load_network(path: Path, contract: Contract, backend: str, model: Any = None
     else:
         network = Session(path, contract)
     _loaded[_key(path, wanted)] = network
-    return network, ""
+    return network, _doubt(network)
+
+
+def _doubt(network: Network) -> str:
+    return network.doubt if isinstance(network, TorchNetwork) else ""
 
 
 def _key(path: Path, backend: str) -> tuple[str, int, int, str]:
-    stat = path.stat()
-    return str(path), stat.st_mtime_ns, stat.st_size, backend
+    return *files.version(path), backend
 
 
 def prepare(networks: list[Network | None], memory: int = MEMORY, beside: tuple[Any, ...] = ()) -> None:
@@ -198,12 +204,13 @@ def _missing_library() -> list[str]:
 def load_swapper(path: Path, backend: str = "auto") -> tuple[FaceSwapper, str]:
     """A swapper with its identity map, and a report. Raises LikenessError for a file of another kind."""
     network: Network | None = _loaded.get(_key(path, choose_backend(backend))) if path.is_file() else None
-    note = ""
+    note = "" if network is None else _doubt(network)
     if network is None or network not in _emaps:
         model = read_graph(path)
         contract = contract_of(model)
         if contract.kind != SWAPPER:
-            raise LikenessError(f"The file {path.name} is a {contract.kind}, not a face swapper: choose inswapper_128.onnx.")
+            raise LikenessError(f"The file {path.name} is no face swapper, it holds the network: {contract.kind}; choose "
+                                "inswapper_128.onnx.")
         emap = emap_of(path, model)
         network, note = load_network(path, contract, backend, model)
         _emaps[network] = emap

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,19 +19,16 @@ from ..face.detect import LADDER, THRESHOLD, detect, inside
 from ..face.faces import Face, Faces, area
 from ..face.foreign import boxes_of, faces_of
 from ..face.masks import HULL
-from ..face.networks import Network
 from ..face.smooth import seats, smooth
-from ..face.swap import Paste, Restore, identity, swap_face
-from .face import MEMORY, FaceModels, FaceSwapper, prepare
-from .memory import patcher_of, stop_if_asked
+from ..face.swap import Paste, identity, swap_face
+from .face import FaceModels, FaceSwapper, prepare
+from .face_restore import restorer
+from .memory import stop_if_asked
 
 ASSIGN = ("in turn", "one each")
 LOOK_AGAIN = "lower the threshold, choose another detection_size (a larger one for small faces)"
 CREATURES = ("this pack finds only the heads of the miniature's creatures; for people put buffalo_l into "
              "models/insightface/models and choose it in Load Face Models")
-RESTORER_SIDE = 512  # pixels that face restorers are made for
-ACTIVATIONS = 384 * 4  # bytes for a value of an upscaled picture, as the host reckons
-_patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of upscale models, while those live
 
 
 class Parts(NamedTuple):
@@ -136,28 +132,6 @@ def check_faces(faces: Faces, on_missing: str, what: str = "face", advice: str =
         raise LikenessError(f"No {what} was found in picture {shown} of {len(faces.frames)}: {advice}, or set on_missing to "
                             "pass through.")
     return any(faces.frames)
-
-
-def restorer(upscale_model: Any, network: Network) -> Restore:
-    """Core's UPSCALE_MODEL as a function on a crop (3, s, s) in 0..1; a model that keeps the size is a face restorer and gets
-    512 pixels at least. network: the swapper, which works between its calls and has to stay where it is."""
-    hosts = getattr(upscale_model, "patcher", None)
-    patcher = hosts or _patchers.get(upscale_model)
-    if patcher is None:  # older hosts hand the bare model over
-        patcher = _patchers[upscale_model] = patcher_of(upscale_model.model)
-
-    def restore(square: Tensor) -> Tensor:
-        scale = max(int(upscale_model.scale), 1)
-        side = max(square.shape[-1], RESTORER_SIDE) if scale == 1 else square.shape[-1]
-        prepare([network], max(MEMORY, int(side * side * 3 * scale * ACTIVATIONS)), (patcher,))
-        if hosts is None:  # core's own node takes it off the card behind the patcher's back
-            upscale_model.model.to(patcher.load_device)
-        if side != square.shape[-1]:
-            square = torch.nn.functional.interpolate(square[None], (side, side), mode="bicubic", align_corners=False)[0]
-        done = upscale_model(square[None].float().clamp(0, 1).to(patcher.load_device))
-        return done[0, :3].float().clamp(0, 1).to(square.device)
-
-    return restore
 
 
 class Job(NamedTuple):

@@ -82,7 +82,7 @@ class Encoded(NamedTuple):
 
 def load_photomaker(path: Path, model: Any, strength: float) -> tuple[PhotoMaker, Any, str]:
     """(PHOTOMAKER, MODEL with its LoRA, report). Raises LikenessError."""
-    patcher, lora = load_photomaker_parts(path)
+    patcher, lora = load_photomaker_parts(path, strength != 0)
     config = patcher.model.config
     model, line = apply_lora(model, lora, strength, config.width)
     faces = (f"; it needs FACES of the pack {method.PACK}, {config.per} tokens a picture" if config.version == 2 else

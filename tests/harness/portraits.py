@@ -93,7 +93,7 @@ def attention_widths(size: Sizes = TRUE) -> list[int]:
 
 
 def lora(size: Sizes = TRUE) -> Shapes:
-    """Low-rank changes of the queries of all 70 self attentions, as diffusers names them."""
+    """Low-rank changes of all four matrices of both attentions of the 70 blocks, as diffusers named them."""
     names = [f"down_blocks.{b}.attentions.{a}.transformer_blocks.{t}" for b, depth in ((1, 2), (2, 10)) for a in range(2)
              for t in range(depth)]
     names += [f"up_blocks.{b}.attentions.{a}.transformer_blocks.{t}" for b, depth in ((0, 10), (1, 2)) for a in range(3)
@@ -101,8 +101,11 @@ def lora(size: Sizes = TRUE) -> Shapes:
     names += [f"mid_block.attentions.0.transformer_blocks.{t}" for t in range(10)]
     out: Shapes = {}
     for name, channels in zip(names, attention_widths(size), strict=True):
-        stem = f"unet.{name}.attn1.processor.to_q_lora"
-        out |= {f"{stem}.down.weight": (size.rank, channels), f"{stem}.up.weight": (channels, size.rank)}
+        for attention, source in (("attn1", channels), ("attn2", size.width)):  # itself, and the text
+            for matrix in ("q", "k", "v", "out"):
+                stem = f"unet.{name}.{attention}.processor.to_{matrix}_lora"
+                wide = source if matrix in "kv" else channels
+                out |= {f"{stem}.down.weight": (size.rank, wide), f"{stem}.up.weight": (channels, size.rank)}
     return out
 
 

@@ -96,9 +96,11 @@ def test_bad_files_say_one_sentence(tmp_path, name):
         hosting.load_models(place)
 
 
-def test_the_wrong_kind_of_file():
-    with pytest.raises(LikenessError, match="is a recogniser, not a face swapper"):
-        hosting.load_swapper(support.root() / "models" / "buffalo_l" / "w600k_r50.onnx")
+@pytest.mark.parametrize(("file", "kind"), [("w600k_r50", "recogniser"), ("2d106det", "106 landmarks"),
+                                            ("genderage", "gender and age")])
+def test_the_wrong_kind_of_file(file, kind):
+    with pytest.raises(LikenessError, match=f"{file}.onnx is no face swapper, it holds the network: {kind}; choose inswapper"):
+        hosting.load_swapper(support.root() / "models" / "buffalo_l" / f"{file}.onnx")
 
 
 def test_the_identity_map_is_found_by_name(tmp_path):
@@ -134,7 +136,7 @@ def test_back_ends_agree_on_the_picture(file, boost):
 
 
 def test_half_files_keep_half_weights_and_compute_in_full(tmp_path):
-    """A convolution stored as float16: its tensor stays so, what it gives is that of float32 arithmetic."""
+    """A convolution stored as float16: its tensor stays so, what it gives is that of float32 arithmetic, in both back ends."""
     graph = face_pack.Graph()
     weight = np.random.default_rng(3).standard_normal((3, 3, 3, 3))
     graph.tensor("w", weight, np.float16)
@@ -153,7 +155,8 @@ def test_half_files_keep_half_weights_and_compute_in_full(tmp_path):
     assert kinds == {torch.float16}
     x = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     want = torch.nn.functional.conv2d(x, torch.from_numpy(weight.astype(np.float16)).float(), padding=1)
-    torch.testing.assert_close(net(x, torch.zeros(1, 512))[0], want, atol=1e-5, rtol=1e-5)
+    for same in (net, hosting.load_swapper(path, "onnxruntime")[0].network):
+        torch.testing.assert_close(same(x, torch.zeros(1, 512))[0], want, atol=1e-5, rtol=1e-5)
 
 
 def test_torch_swaps_in_batches_and_onnxruntime_one_by_one():
@@ -258,10 +261,8 @@ def test_an_operator_that_cannot_be_converted_goes_to_onnxruntime(tmp_path, monk
         hosting.load_models(place, "torch")
 
 
-@pytest.mark.parametrize(("mode", "way", "same"), [("linear", "asymmetric", False), ("linear", "half_pixel", True),
-                                                   ("nearest", "half_pixel", True)])
-def test_a_conversion_with_other_numbers_is_refused(tmp_path, mode, way, same):
-    """onnx2torch only warns of ways of resizing that torch does not have."""
+def resizing(path, mode, way):
+    """A swapper that makes its picture smaller and larger again, in a way of resizing of which onnx2torch warns."""
     graph = face_pack.Graph()
     graph.tensor("scales", [1, 1, 2, 2])
     graph.tensor("roi", [])
@@ -272,12 +273,47 @@ def test_a_conversion_with_other_numbers_is_refused(tmp_path, mode, way, same):
     graph.node("Unsqueeze", ["g"], "g4", axes=[2, 3])
     graph.node("Add", ["large", "g4"], "output")
     graph.tensor("buff2fs", np.eye(512))
-    path = graph.save(tmp_path / "r.onnx", {"target": [1, 3, 128, 128], "source": [1, 512]}, {"output": [1, 3, 128, 128]})
+    return graph.save(path, {"target": [1, 3, 128, 128], "source": [1, 512]}, {"output": [1, 3, 128, 128]})
+
+
+@pytest.mark.parametrize(("mode", "way", "same"), [("linear", "asymmetric", False), ("linear", "half_pixel", True),
+                                                   ("nearest", "half_pixel", True)])
+def test_a_conversion_with_other_numbers_is_refused(tmp_path, mode, way, same):
+    """onnx2torch only warns of ways of resizing that torch does not have."""
+    path = resizing(tmp_path / "r.onnx", mode, way)
     if same:
-        assert hosting.load_swapper(path, "torch")[0].network.backend == "torch"
+        loaded, text = hosting.load_swapper(path, "torch")
+        assert loaded.network.backend == "torch" and "unchecked" not in text
         return
     with pytest.raises(LikenessError, match="without another result.*choose onnxruntime"):
         hosting.load_swapper(path, "torch")
+
+
+def test_a_conversion_is_compared_without_insightface_too(tmp_path, monkeypatch):
+    """onnxruntime alone is enough; without it the artist is told, on every load."""
+    path = resizing(tmp_path / "r.onnx", "linear", "asymmetric")
+    for name in ("insightface", "insightface.model_zoo.model_zoo"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(LikenessError, match="without another result.*choose onnxruntime"):
+        hosting.load_swapper(path, "torch")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    loaded, text = hosting.load_swapper(path, "torch")
+    assert loaded.network.backend == "torch" and "r.onnx runs in torch unchecked" in text
+    assert "r.onnx runs in torch unchecked" in hosting.load_swapper(path, "torch")[1], "the second load forgets it"
+    again, note = hosting.load_network(path, loaded.network.contract, "torch")
+    assert again is loaded.network and "unchecked" in note
+    make, words = loaded.network.patcher.cached_patcher_init
+    assert make(*words, disable_dynamic=True).model is not loaded.network.patcher.model
+
+
+@pytest.mark.parametrize(("wish", "device", "hidden", "chosen"), [
+    ("auto", "cuda", "", "torch"), ("auto", "cpu", "", "onnxruntime"), ("auto", "cpu", "insightface", "torch"),
+    ("auto", "cuda", "onnx2torch", "onnxruntime"), ("torch", "cpu", "onnx2torch", "torch"),
+    ("onnxruntime", "cuda", "insightface", "onnxruntime")])
+def test_auto_takes_torch_on_a_card(monkeypatch, wish, device, hidden, chosen):
+    monkeypatch.setattr(hosting.management, "get_torch_device", lambda: torch.device(device))
+    monkeypatch.setattr(hosting, "there", lambda name: name != hidden)
+    assert hosting.choose_backend(wish) == chosen
 
 
 # -- equal to insightface ------------------------------------------------------------------------------
@@ -333,7 +369,7 @@ def test_without_insightface_the_nodes_say_how_to_install(monkeypatch):
         networks.Session(place / "w600k_r50.onnx", contract.contract_of(contract.read_graph(place / "w600k_r50.onnx")))
     loaded, text = hosting.load_models(place, "auto")
     assert loaded.detector.backend == "torch" and "insightface is not installed" in text and "pip install" in text
-    for name in ("onnx", "onnx2torch"):
+    for name in ("onnx", "onnx2torch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     for call in (lambda: hosting.load_models(place, "auto"), lambda: hosting.load_swapper(support.root() / face_pack.SWAPPER)):
         with pytest.raises(LikenessError, match="The face nodes need the package onnx.*pip install"):

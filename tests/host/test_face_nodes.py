@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from likeness.models.face.contract import MINIATURE
 from likeness.models.face.faces import Faces, area
 from likeness.models.face.masks import KINDS
 from likeness.models.face.swap import Paste
-from likeness.models.hosting import face_batch
+from likeness.models.hosting import face_batch, face_restore
 from likeness.models.hosting.face_batch import Job, analyse, swap
 
 
@@ -309,6 +310,66 @@ def test_a_bare_upscale_model_is_brought_back_to_the_device():
         model.model.place = "another"
 
 
+@pytest.fixture
+def gfpgan(monkeypatch):
+    """spandrel's own object and network, with few channels: what its architecture makes of a file."""
+    from spandrel.architectures import GFPGAN as place
+
+    def thin(**words):
+        return real(**{**words, "narrow": 0.125, "num_style_feat": 8, "num_mlp": 2})
+
+    real = place.GFPGAN
+    monkeypatch.setattr(place, "GFPGAN", thin)
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        network = thin(out_size=512, channel_multiplier=2, input_is_latent=True, different_w=True, sft_half=True)
+        for name, value in network.named_parameters():
+            if name.endswith("style_conv1.weight") or ".style_convs." in name and value.numel() == 1:
+                value.data.fill_(0.5)  # how much noise acts; trained files have it
+        return place.GFPGANArch().load(network.state_dict()).eval()
+
+
+@pytest.mark.parametrize("boost", [1, 4])
+def test_gfpgan_gets_the_range_and_size_that_it_was_trained_on(gfpgan, boost):
+    """-1..1 at 512 pixels, and noise of the file in place of the global generator's."""
+    faces, seen = analysed(FRAMES[:1]), []
+    gfpgan.model.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
+    job = Job(Paste(boost, "box"))
+    target = faces._replace(frames=(faces.frames[0][:1],))
+    before = torch.get_rng_state()
+    first, again = (swap(swapper(), FRAMES[:1], only(faces), job, target=target, upscale_model=gfpgan) for _ in range(2))
+    assert torch.equal(first.image, again.image) and torch.equal(before, torch.get_rng_state())
+    assert len(seen) == 2 and {tuple(given.shape) for given in seen} == {(1, 3, 512, 512)}
+    crop = torch.rand(3, 512, 512, generator=torch.Generator().manual_seed(5))
+    want = ((gfpgan.model(crop[None] * 2 - 1, randomize_noise=False)[0] + 1) / 2).clamp(0, 1)[0]
+    restore = face_restore.restorer(gfpgan, swapper().network)
+    torch.testing.assert_close(restore(crop), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[-1][0], crop * 2 - 1)
+    assert want.std() > 0.01 and restore(crop.repeat(1, 2, 2)).shape == (3, 1024, 1024) and seen[-1].shape[-1] == 512
+
+
+def test_codeformer_gets_the_same_range():
+    """Its architecture comes with a package of its own; what core calls is model(picture)[0] without a change of range."""
+    class Codes(Upscaler):
+        architecture = type("CodeFormerArch", (), {"id": "CodeFormer"})
+
+        def model(self, picture, weight=0.5, **words):
+            self.seen.append(picture)
+            return picture * 0.5, None
+
+    class Host:
+        load_device = torch.device("cpu")
+
+    codes = Codes(1)
+    codes.model, codes.patcher = Codes.model.__get__(codes), Host()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(face_restore, "prepare", lambda *words: None)
+        done = face_restore.restorer(codes, swapper().network)(torch.full((3, 128, 128), 0.25))
+    assert codes.seen[0].shape[-1] == 512
+    torch.testing.assert_close(codes.seen[0], torch.full((1, 3, 512, 512), -0.5))
+    torch.testing.assert_close(done, torch.full((3, 512, 512), 0.375))
+
+
 # -- finding -------------------------------------------------------------------------------------------
 def test_boxes_say_where_to_look():
     box = {"x": 352.0, "y": 208.0, "width": 192.0, "height": 192.0}
@@ -405,7 +466,11 @@ def test_saving_and_loading_through_the_nodes(nodes, folder):
     assert list(_paths.saved_files(_paths.FACES)) == ["people/two_00001_.safetensors [output]"]
     back, text = values(nodes["Likeness_LoadFaces"], file="people/two_00001_.safetensors [output]")
     assert "2 faces" in text and torch.equal(back.frames[0][1].embedding, faces.frames[0][1].embedding)
-    assert "Save Faces" in nodes["Likeness_LoadFaces"].validate_inputs(file="gone [output]")
+    for name in ("gone [output]", _paths.nothing_saved(_paths.FACES)):  # every folder that is searched
+        sentence = nodes["Likeness_LoadFaces"].validate_inputs(file=name)
+        assert "Save Faces" in sentence
+        assert str(Path("reactor", "faces")) in sentence and str(Path("likeness", "faces")) in sentence
+    assert "reactor" not in _paths.missing_saved(_paths.SUBJECTS, "gone")
 
 
 def test_reactors_folder_is_read(nodes, folder, monkeypatch, tmp_path):
@@ -426,6 +491,10 @@ def test_no_face(nodes, on_missing):
             nodes["Likeness_AnalyzeFaces"].execute(**words, on_missing=on_missing)
         with pytest.raises(LikenessError, match="No face to swap was found in picture 2 of 4"):
             swap(swapper(), FRAMES, only(analysed(FRAMES[:1])), Job(sizes=(640,)), models())
+        mesh = {"frames": [[]], "image_size": (480, 640)}
+        with pytest.raises(LikenessError, match="picture 1 of 1: lower min_confidence .* Detect Face Landmarks") as caught:
+            nodes["Likeness_AnalyzeFaces"].execute(**words, on_missing=on_missing, face_landmarks=mesh)
+        assert "threshold" not in str(caught.value) and "detection_size" not in str(caught.value)  # which do not act
         nobody = analysed(FRAMES[1:2])
         with pytest.raises(LikenessError, match="choose other faces as target") as caught:  # it does not look for itself
             swap(swapper(), FRAMES[1:2], only(analysed(FRAMES[:1])), Job(), target=nobody)
@@ -541,12 +610,49 @@ def test_the_folder_of_insightface_extends_what_is_there(nodes, monkeypatch):
     assert folder_paths.folder_names_and_paths["insightface"][1] == {".pth", ".onnx"}
 
 
-def test_embeddings_are_never_logged_or_told(nodes, caplog):
+def told_by(result, shown):
+    """Every text that a node gives: outputs, whatever lies in them, and what it shows."""
+    return "\n".join([*map(repr, result), *(item for item in result if isinstance(item, str)), repr(shown), str(shown)])
+
+
+def test_embeddings_are_never_logged_or_told(nodes, caplog, capfd, tmp_path, monkeypatch):
+    """Analysis, choice, blend, swap: no number of an embedding stands in logs, texts or printed records, in any usual format,
+    and no run of its bytes in a file that was written."""
+    import folder_paths
+
+    for kind in ("temp", "output"):
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
     caplog.set_level(0)
-    faces, _, _, _, text = values(nodes["Likeness_AnalyzeFaces"], face_models=models(), image=FRAMES[:1], detection_size="640",
-                                  threshold=0.5, on_missing="error")
-    number = f"{float(faces.frames[0][0].embedding[0]):.4f}"
-    assert number not in text and number not in caplog.text
+    told = []
+
+    def run(name, **inputs):
+        done = nodes[f"Likeness_{name}"].execute(**inputs)
+        shown = getattr(done, "ui", None)
+        told.append(told_by(done.result, shown.as_dict() if hasattr(shown, "as_dict") else shown))
+        return done.result
+
+    faces = run("AnalyzeFaces", face_models=models(), image=FRAMES[:1], detection_size="640", threshold=0.5,
+                on_missing="error")[0]
+    chosen = run("SelectFaces", faces=faces, order="most similar first", numbers="all", similarity=-1.0, gender="any",
+                 min_size=0, on_missing="error", reference=only(faces, 1))[0]
+    blended = run("BlendFaces", faces=chosen, weights="1, 3")[0]
+    run("SwapFaces", swapper=swapper(), image=FRAMES[:1], source=blended, target=faces, **plain(identity_weight=0.7))
+    told += [caplog.text, *capfd.readouterr()]
+
+    secret = [face.embedding for found in (faces, blended) for face in found.each()]
+    secret += [row / row.norm() for row in secret]
+    text = "\n".join(told)
+    numbers = [float(value) for row in secret for value in row[[0, 1, 100, 255, 511]]]
+    for number in numbers:
+        for form in (repr(number), f"{number:.4f}", f"{number:.6f}", f"{number:.5g}", f"{number:.3e}", str(np.float32(number))):
+            assert form not in text, form
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert written, "the preview is written"
+    for row in secret:
+        for block in (row[:4], row[254:258], row[-4:]):
+            for kind in (np.float32, np.float16, np.float64):
+                assert not any(block.numpy().astype(kind).tobytes() in content for content in written)
+    assert "picture 1, face 0" in text and "75 %" in text, "the texts were looked at"
 
 
 def test_fingerprints_take_every_input(nodes):

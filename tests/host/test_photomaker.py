@@ -1,6 +1,8 @@
 """PhotoMaker in the host: the right rows, the identity in them by its formula, its LoRA, and core's own object beside ours."""
 from __future__ import annotations
 
+import gc
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from harness import portraits
 from host.portraits import ANTELOPE, BUFFALO, TRIGGERED, encoded, face, faces, file, photomaker, pictures, weights
 from host.support import base, comfy, comfy_extras, encode, folder, sample
 from likeness.models.common.errors import LikenessError
+from likeness.models.hosting import portrait_files
 from likeness.models.hosting.portrait_files import load_instantid
 from likeness.models.hosting.portrait_photomaker import encode_photomaker, load_photomaker
 from likeness.models.hosting.portrait_prompt import stack
@@ -19,6 +22,7 @@ from unit.test_portrait import fuse, gelu, linear, norm, perceiver, tower
 
 TINY = portraits.TINY
 FREE = "a woman in the rain"
+LAYERS = 70 * 2 * 4  # blocks, attentions, matrices
 
 
 @pytest.fixture(autouse=True)
@@ -294,9 +298,10 @@ def test_bin_and_safetensors_are_one():
     for kind in ("v1", "v2"):
         first, model, text = load_photomaker(file(kind), base("sdxl")[0], 1.0)
         second = load_photomaker(file(kind, ".safetensors"), base("sdxl")[0], 1.0)[0]
-        assert first.config == second.config and f"PhotoMaker {kind}" in text and "LoRA 1: 70 layers" in text
+        assert first.config == second.config and f"PhotoMaker {kind}" in text
+        assert text.endswith("LoRA 1: 560 layers of the model")
         assert same_weights(first.patcher, second.patcher)
-        assert len(model.patches) == 70 and not base("sdxl")[0].patches
+        assert len(model.patches) == LAYERS and not base("sdxl")[0].patches
     one, two = (load_instantid(file("instantid", ending)) for ending in (".bin", ".safetensors"))
     assert one.config == two.config
     assert same_weights(one.patcher, two.patcher)
@@ -310,27 +315,62 @@ def lora_of(names: dict[str, Tensor], strength: float = 1.0) -> Any:
 def test_the_lora_by_its_formula():
     lora = weights("v1")["lora_weights"]
     model = load_photomaker(file("v1"), base("sdxl")[0], 0.5)[1]
-    stem = "unet.mid_block.attentions.0.transformer_blocks.7.attn1.processor.to_q_lora"
-    key = "diffusion_model.middle_block.1.transformer_blocks.7.attn1.to_q.weight"
-    plain = base("sdxl")[0].model.state_dict()[key].float()
-    got = comfy.lora.calculate_weight(model.patches[key], plain.clone(), key)
-    torch.testing.assert_close(got, plain + 0.5 * lora[f"{stem}.up.weight"] @ lora[f"{stem}.down.weight"], atol=1e-5, rtol=1e-5)
+    for old, new in (("attn1.processor.to_q", "attn1.to_q"), ("attn2.processor.to_k", "attn2.to_k"),
+                     ("attn1.processor.to_v", "attn1.to_v"), ("attn2.processor.to_out", "attn2.to_out.0")):
+        stem = f"unet.mid_block.attentions.0.transformer_blocks.7.{old}_lora"
+        key = f"diffusion_model.middle_block.1.transformer_blocks.7.{new}.weight"
+        plain = base("sdxl")[0].model.state_dict()[key].float()
+        got = comfy.lora.calculate_weight(model.patches[key], plain.clone(), key)
+        want = plain + 0.5 * lora[f"{stem}.up.weight"] @ lora[f"{stem}.down.weight"]
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     off, same, text = load_photomaker(file("v1"), base("sdxl")[0], 0.0)
     assert same is base("sdxl")[0] and "LoRA 0: off" in text
 
 
 def test_the_lora_in_the_names_of_other_releases():
     lora = weights("v1")["lora_weights"]
-    for old, new in ((".processor.to_q_lora.down", ".to_q.lora_A"), (".processor.to_q_lora.down", ".to_q.lora.down")):
-        named = {name.replace(old, new).replace(old.replace("down", "up"), new.replace("_A", "_B").replace("down", "up")): value
-                 for name, value in lora.items()}
-        assert len(lora_of(named)[1].patches) == 70
+    for down, up in (("lora_A", "lora_B"), ("lora.down", "lora.up")):
+        named = {}
+        for name, value in lora.items():
+            stem, way = name.replace(".processor", "").removesuffix(".weight").split("_lora.")
+            stem += ".0" if stem.endswith("to_out") else ""
+            named[f"{stem}.{down if way == 'down' else up}.weight"] = value
+        assert len(lora_of(named)[1].patches) == LAYERS
     assert "no LoRA part" in lora_of({})[2]
-    with pytest.raises(LikenessError, match="Only 70 of the 71 layers"):
-        lora_of({**lora, "unet.nowhere.to_q_lora.down.weight": torch.zeros(4, 4), "unet.nowhere.to_q_lora.up.weight":
-                 torch.zeros(4, 4)})
+    nothing = {name: torch.zeros(4, 4) for name in ("{}.to_q_lora.down.weight", "{}.to_q_lora.up.weight")}
+    with pytest.raises(LikenessError, match="Only 560 of the 561 layers"):
+        lora_of({**lora, **{name.format("unet.nowhere"): value for name, value in nothing.items()}})
+    others = {name.format("text_encoder.text_model.encoder.layers.0.self_attn"): value for name, value in nothing.items()}
+    more = lora_of({**lora, **others})
+    assert len(more[1].patches) == LAYERS and "560 layers of the model; 1 more of the file are not of its UNet" in more[2]
+    with pytest.raises(LikenessError, match="Only 0 of the 1 layers"):
+        lora_of(others)
     with pytest.raises(LikenessError, match="load a SDXL checkpoint"):
         load_photomaker(file("v1"), base("sd15")[0], 1.0)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_a_loaded_file_is_not_read_again(monkeypatch, tmp_path, ending):
+    """Neither for another strength nor for another model; the LoRA when it is first wanted, and nothing is kept for ever."""
+    path, read = portraits.write(tmp_path / f"v1{ending}", weights("v1")), []
+    real, load = portrait_files.read_parts, portrait_files.files.load
+    monkeypatch.setattr(portrait_files, "read_parts", lambda *words: read.append([]) or real(*words))
+    monkeypatch.setattr(portrait_files.files, "load", lambda path, only=None: load(path, only=lambda name: (
+        (only is None or only(name)) and not read[-1].append(name))))
+    model = base("sdxl")[0]
+    first, same, _ = load_photomaker(path, model, 0.0)
+    assert len(read) == 1 and same is model and not any(name.startswith("lora_weights.") for name in read[0])
+    second, half, _ = load_photomaker(path, model, 0.5)
+    assert len(read) == 2 and all(name.startswith("lora_weights.") for name in read[1]) and len(half.patches) == LAYERS
+    third, full, text = load_photomaker(path, model.clone(), 1.0)
+    assert len(read) == 2 and first.patcher is second.patcher is third.patcher and "LoRA 1: 560 layers" in text
+    portraits.write(path, weights("v1"))
+    os.utime(path, ns=(1, 1))
+    assert load_photomaker(path, model, 1.0)[0].patcher is not first.patcher and len(read) == 3
+    del first, second, third, same, half, full
+    gc.collect()
+    assert not [key for key in portrait_files._encoders if key[0] == str(path)]
+    assert len(portrait_files._loras) <= len(portrait_files._encoders)
 
 
 def test_wrong_files_are_one_sentence(tmp_path):

@@ -109,6 +109,11 @@ MUTATIONS = [
              maker("foreign_objects_are_refused")),
     Mutation("v2 answers core's encode", HOSTING + "photomaker.py", "if self.config.version == 2 and id_embeds is None:",
              "if False:", maker("our_object_answers_cores_encode")),
+    Mutation("the encoder is read for every strength", HOSTING + "files.py", "patcher = _encoders.get(version)", "patcher = None",
+             maker("a_loaded_file_is_not_read_again")),
+    Mutation("layers of a text encoder count as the model's", HOSTING + "files.py",
+             "sum(name.startswith(UNET) for name in layers)", "len(layers)",
+             maker("the_lora_in_the_names_of_other_releases")),
     Mutation("a LoRA of another model is laid on in part", HOSTING + "files.py", "if len(done) < used or not done:",
              "if not done:", maker("the_lora_in_the_names_of_other_releases")),
 ]

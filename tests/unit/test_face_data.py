@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from harness import face_pack
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.records import Subject
-from likeness.models.face import choose, drawing, foreign, smooth, storage
+from likeness.models.face import choose, drawing, foreign, report, smooth, storage
 from likeness.models.face.contract import MINIATURE
 from likeness.models.face.faces import Face, Faces
 from likeness.models.face.geometry import pixel_points
@@ -69,7 +70,8 @@ def test_the_table_has_the_numbers_of_the_drawing_and_no_choice():
 
 
 def test_numbers_count_in_each_picture():
-    chosen, _ = choose.select(faces((A, B, C), (A,), ()), "large to small", choose.parse_numbers("0, 2"))
+    assert choose.parse_numbers("2,0, 2;0") == (2, 0) and choose.parse_numbers(" All ") is None
+    chosen, _ = choose.select(faces((A, B, C), (A,), ()), "large to small", choose.parse_numbers("0, 2, 0"))
     assert [len(frame) for frame in chosen.frames] == [2, 1, 0]
     assert [id(x) for x in chosen.frames[0]] == [id(B), id(C)]
 
@@ -366,3 +368,36 @@ def test_points_of_the_mesh():
         foreign.faces_of([], 1, (50, 60))
     with pytest.raises(LikenessError, match="landmarks are of pictures of 60 x 50, but image has 50 x 60: connect the very same"):
         foreign.faces_of(value, 1, (60, 50))
+    assert foreign.faces_of({"frames": [[{"bbox_xyxy": (1, 2, 30, 40), "landmarks_xy": mesh[:468]}]]}, 1, (50, 60))
+    for points, shape in ((mesh[:68], "68 x 2"), (mesh[:100].reshape(-1), "200"), (np.zeros((478, 3)), "478 x 3"),
+                          (5.0, "a single number")):
+        with pytest.raises(LikenessError, match=f"are {shape}, but the 478 x 2 of the MediaPipe mesh .* connect Detect Face"):
+            foreign.faces_of({"frames": [[{"bbox_xyxy": (1, 2, 30, 40), "landmarks_xy": points}]]}, 1, (50, 60))
+    for item in ({"landmarks_xy": mesh}, {"bbox_xyxy": (1, 2, 3, 4)}, {"bbox_xyxy": 3, "landmarks_xy": mesh}, "face"):
+        with pytest.raises(LikenessError, match="landmarks_xy and bbox_xyxy was expected: connect Detect Face Landmarks"):
+            foreign.faces_of({"frames": [[item]]}, 1, (50, 60))
+
+
+# -- Check Files ---------------------------------------------------------------------------------------
+def test_packages_that_overwrite_each_other_are_named(monkeypatch):
+    owners = {"cv2": ["opencv-python", "opencv-python-headless", "opencv-python"], "onnxruntime": ["onnxruntime"]}
+    monkeypatch.setattr(report.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(report.metadata, "version", lambda name: f"1.{len(name)}")
+    told = {line.split(" ")[0]: line for line in report.packages() if " comes from " in line}
+    assert told["cv2"] == ("cv2 comes from opencv-python 1.13, opencv-python-headless 1.22. WARNING: they overwrite each other's "
+                           "files, keep one")
+    assert told["onnxruntime"] == "onnxruntime comes from onnxruntime 1.11"
+    owners.clear()
+    assert "cv2 comes from no package" in report.packages()
+
+
+def test_published_files_are_known_by_their_sum(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    path = face_pack.recogniser(tmp_path / "w600k_r50.onnx")
+    digest = files.sha256(path)
+    assert f"sha256 {digest[:16]}..., not the published w600k_r50: download it again" in report.describe(path, True)
+    monkeypatch.setitem(report.KNOWN, digest, "w600k_r50")
+    assert report.describe(path, True).endswith(f"sha256 {digest[:16]}..., the published w600k_r50")
+    monkeypatch.undo()
+    other = path.rename(tmp_path / "mine.onnx")
+    assert report.describe(other, True).endswith("no published sum is known for this file")

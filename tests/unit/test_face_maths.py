@@ -283,19 +283,66 @@ def test_a_swap_touches_its_mask_and_nothing_else():
         assert (picture != before).any(-1)[covered > 0.5].float().mean() > 0.95, kind
 
 
-def test_restoring_by_nothing_changes_nothing():
-    """An enlarger that is exact bilinear arithmetic keeps the pasted place to the pixel."""
-    picture = torch.zeros(200, 200, 3)
-    picture[..., 0] = torch.arange(200) / 200
-    face = Face(torch.zeros(4), geometry.TEMPLATE.float() + 40, 0.9)
-    net = Net(lambda target, source: [target], SWAP._replace(inputs=(("target", (1, 3, 128, 128)), ("source", (1, 4)))))
+SWAP_128 = SWAP._replace(inputs=(("target", (1, 3, 128, 128)), ("source", (1, 4))))
+
+
+@pytest.mark.parametrize("larger", [1, 3])
+def test_restoring_by_nothing_changes_nothing(larger):
+    """An enlarger that is exact bilinear arithmetic keeps the pasted place to the pixel: pixels of the crop as large as those of
+    the picture, and larger ones."""
+    picture = torch.zeros(400, 400, 3)
+    picture[..., 0] = torch.arange(400) / 400
+    face = Face(torch.zeros(4), geometry.TEMPLATE.float() * larger + 30, 0.9)
+    net = Net(lambda target, source: [target], SWAP_128)
 
     def twice(square):
         return torch.nn.functional.interpolate(square[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
 
-    done, covered = picture.clone(), torch.zeros(200, 200)
+    done, covered = picture.clone(), torch.zeros(400, 400)
     swap.swap_face(net, done, covered, face, torch.ones(1, 4), swap.Paste(1, "box"), None, twice)
-    assert (done - picture).abs().max() < 1e-3 and covered.max() == 1
+    assert (done - picture)[covered == 1].abs().max() < 1e-3 and (covered == 1).sum() > 5000  # its border repeats a pixel
+
+
+def small_face(scale, detail, kind="box", boost=1):
+    """What is pasted where the mask is 1 at a face of 128 / scale pixels, its corner at pixel (20, 20)."""
+    picture, covered = torch.zeros(200, 200, 3), torch.zeros(200, 200)
+    # laid so that the crop's own edge is the edge of pixel 20
+    face = Face(torch.zeros(4), (geometry.template(128).float() + 0.5) / scale + 19.5, 0.9)
+    net = Net(lambda target, source: [torch.full_like(target, 0.5)], SWAP_128)
+    swap.swap_face(net, picture, covered, face, torch.ones(1, 4), swap.Paste(boost, kind, 0.1), None, detail)
+    return picture, covered == 1
+
+
+def test_a_small_face_is_the_mean_of_what_each_pixel_covers():
+    detail = torch.rand(3, 512, 512, generator=torch.Generator().manual_seed(1))
+    got, whole = small_face(2.0, lambda square: detail)  # 64 pixels: each covers 8 x 8 of the restored crop
+    want = detail.double().reshape(3, 64, 8, 64, 8).mean((2, 4)).movedim(0, -1).float()
+    inside = whole[20:84, 20:84]
+    assert inside.sum() > 1500
+    torch.testing.assert_close(got[20:84, 20:84][inside], want[inside], atol=2e-3, rtol=0)  # corners are known in float32
+
+
+@pytest.mark.parametrize(("side", "grain"), [(40, 0.03), (100, 0.075), (128 / 0.3, 0.3)])
+def test_noise_of_the_crop_fades_with_the_face(side, grain):
+    """White noise of 512 pixels, whose mean over the pixels of a small face is the weaker the smaller the face."""
+    detail = torch.rand(3, 512, 512, generator=torch.Generator().manual_seed(2))
+    got, whole = small_face(128 / side, lambda square: detail)
+    assert whole.sum() > 300 and grain / 3 < got[whole].std() < grain
+
+
+def test_insightfaces_mask_is_pasted_as_that_library_does():
+    """Points of the crop, without a mean; with a restored crop, which that library does not have, there is one."""
+    fine = torch.rand(3, 512, 512, generator=torch.Generator().manual_seed(3))
+    calls, real = [], geometry.spread_sample
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swap, "spread_sample", lambda *words: calls.append(words[-1]) or real(*words))
+        for kind, detail, boost in (("insightface", None, 1), ("box", None, 1), ("insightface", None, 2),
+                                    ("insightface", lambda square: fine, 1)):
+            small_face(4.0, detail, kind, boost)
+    assert calls == [1, 4, 8, 16]
+    points = geometry.pixel_points((0, 0, 9, 9)) + 0.3
+    assert torch.equal(geometry.spread_sample(fine.movedim(0, -1), points, torch.eye(2), 1),
+                       geometry.sample(fine.movedim(0, -1), points))
 
 
 # -- colour --------------------------------------------------------------------------------------------
