@@ -93,8 +93,8 @@ MUTATIONS = [
              "value.is_floating_point() and not name.startswith(PROJECTION)", "value.is_floating_point()", HALF),
     Mutation("the half copy writes over a file", HOSTING + "customnet.py", "if target.exists():", "if False:", HALF),
     Mutation("flip does nothing", "nodes/view.py", "-azimuth if flip else azimuth", "azimuth", VIEWPOINT),
-    Mutation("the mask is not looked at", "nodes/view.py", "        if mask is not None:\n            boxes, width, height",
-             "        if mask is None and False:\n            boxes, width, height", PLACES),
+    Mutation("the mask is not looked at", "nodes/view.py", "        if mask is not None:\n            asked, width, height",
+             "        if mask is None and False:\n            asked, width, height", PLACES),
     # -- training
     Mutation("the text is never left out", TRAINING + "customnet.py", "text if chance >= self.train.drop_text else",
              "text if chance >= 0 else", LEARN),
