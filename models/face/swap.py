@@ -13,7 +13,7 @@ from .analyse import unit
 from .colour import match
 from .faces import Face
 from .geometry import align, crop, paste_rect, pixel_points, spread_sample
-from .masks import HULL, INSIGHTFACE, face_mask
+from .masks import HULL, face_mask
 from .networks import Network, run_all
 
 BOOSTS = 4
@@ -93,8 +93,8 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
         fake = match(fake, real, flat, paste.colour)
     fake = restored(fake, restore, paste.visibility)
     finer = fake.shape[-1] / size
-    as_insightface = paste.mask == INSIGHTFACE and fake.shape[-1] == network.contract.size
-    count = 1 if as_insightface else _spread(finer * float(torch.linalg.det(turn)) ** 0.5)
+    # the swapper's own crop goes in as insightface lays it; what was boosted or restored is finer and would grain a small face
+    count = 1 if fake.shape[-1] == network.contract.size else _spread(finer * float(torch.linalg.det(turn)) ** 0.5)
     pasted = spread_sample(fake.movedim(0, -1), points if finer == 1 else (points + 0.5) * finer - 0.5, turn * finer, count)
     old = picture[y0:y1, x0:x1]
     new = torch.lerp(old.to(pasted), pasted, mask[..., None]).to(old)
