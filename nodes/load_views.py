@@ -56,7 +56,7 @@ class LoadCustomNet(io.ComfyNode):
     def execute(cls, file: str, save_fp16: bool) -> io.NodeOutput:
         if file == MINIATURE:
             done = customnet.load_miniature(_paths.embeddings())
-            small = ["the miniature is small already: no copy was saved"] if save_fp16 else []
+            small = [customnet.SMALL] if save_fp16 else []
             return io.NodeOutput(*done[:5], "\n".join([done.text, *small]))
         path = _paths.find(file, FOLDERS)
         if path is None:

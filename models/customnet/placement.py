@@ -78,12 +78,12 @@ def mask_boxes(mask: Tensor, needed: bool = True) -> tuple[list[Box | None], int
     out: list[Box | None] = []
     for number, row in enumerate(rows, 1):
         box = bounding_box(row)
-        if box is None and not needed:
+        if box is None:
+            if needed:
+                raise LikenessError(f"Mask {number} of {len(rows)} is empty, so it gives no place; paint where the object shall "
+                                    "stand.")
             out.append(None)
             continue
-        if box is None:
-            raise LikenessError(f"Mask {number} of {len(rows)} is empty, so it gives no place; paint where the object shall "
-                                "stand.")
         x0, y0, x1, y1 = map(float, box)
         out.append((x0, y0, x1 - x0, y1 - y0))
     return out, rows.shape[-1], rows.shape[-2]

@@ -36,7 +36,7 @@ STAGES = (
     Stage("easy", 3600, EASY, 14336, 1),
     Stage("pairs", 1300, Variation(pairs=0.25), 12288, 2),
 )
-WIDE_STAGES = (*STAGES, Stage("wide", 5600, WIDE._replace(pairs=0.2), 16384, 3))
+WIDE_STAGES = (*STAGES, Stage("wide", 9000, WIDE._replace(pairs=0.2), 16384, 3))
 STAGES_OF = {"easy": STAGES, "wide": WIDE_STAGES}  # by the world that the finished base draws
 BATCH, LEARNING_RATE, EMA = 32, 1e-3, 0.998
 

@@ -27,11 +27,12 @@ from .customnet_vision import clip_tower, miniature_tower
 from .encoders import read_weights
 from .memory import patcher_class, stop_if_asked
 
-__all__ = ["Loaded", "build_unet", "load", "load_miniature", "save_half"]
+__all__ = ["SMALL", "Loaded", "build_unet", "load", "load_miniature", "save_half"]
 log = logging.getLogger("likeness")
 State = dict[str, Tensor]
 HALF_SUFFIX = "_fp16.safetensors"
 MINIATURE = "customnet.safetensors"
+SMALL = "the miniature is small already: no copy was saved"
 
 
 class Loaded(NamedTuple):
@@ -60,11 +61,16 @@ def read(path: Path, *parts: str) -> tuple[State, Layout]:
     return {name: state[name] for name in list(state) if wanted(name)}, layout
 
 
+def _is_miniature(path: Path) -> bool:
+    """Whether the pack's own trainer made the file: the network alone, for the miniature world."""
+    return files.is_safetensors(path) and files.read_header(path).metadata.get("base") == "miniature"
+
+
 def load(path: str | Path, embedding_directory: Any = None) -> Loaded:
     """All four parts of a file; one that was trained in the miniature world takes the miniature's other parts. Raises
     LikenessError for what is no whole CustomNet, and says what it is."""
     path = Path(path)
-    if files.is_safetensors(path) and files.read_header(path).metadata.get("base") == "miniature":
+    if _is_miniature(path):
         return load_miniature(embedding_directory, path=path)
     state, layout = read(path)
     # Each part takes its tensors out of the state as it is built, so that nothing is in memory twice.
@@ -179,6 +185,8 @@ def save_half(path: Path) -> str:
 
     The object token's layer keeps its digits. Shows its progress and can be cancelled; nothing is written over, and a folder that
     takes no file costs no more than the line."""
+    if _is_miniature(path):
+        return SMALL
     target = path.with_name(path.stem + HALF_SUFFIX)
     if path.name.endswith(HALF_SUFFIX) or files.is_safetensors(path) and _is_half(path):
         return f"{path.name} is of half precision already: no copy was saved"

@@ -71,14 +71,13 @@ def says_mae(path: str | Path) -> bool:
 
 def _look(path: str | Path) -> tuple[VitConfig | None, bool]:
     try:
-        stat = Path(path).stat()
+        return _describe(*files.version(path))
     except OSError:
         return None, False
-    return _describe(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(256)  # a pickle must be read whole to be told, so once has to be enough
-def _describe(path: str | Path, modified: int, size: int) -> tuple[VitConfig | None, bool]:
+def _describe(path: str, modified: int, size: int) -> tuple[VitConfig | None, bool]:
     names: Mapping[str, Any]
     try:
         if files.is_safetensors(path):

@@ -94,6 +94,7 @@ def test_a_file_of_the_trainer_loads(tmp_path):
     done = customnet.load(file)
     assert done.variant == "normal" and "miniature" in done.text and done.vision is not None
     assert done.model.cached_patcher_init[1][0] == file, "another device reads the same file"
+    assert customnet.save_half(file) == customnet.SMALL and list(tmp_path.iterdir()) == [file]
 
 
 def test_the_inpaint_variant_is_told_apart():

@@ -5,8 +5,6 @@ from harness.mutate import Mutation
 
 HOSTING, CUSTOMNET, TRAINING = "models/hosting/", "models/customnet/", "models/training/"
 UNIT = ("tests/unit/test_customnet.py",)
-INPAINT = ("tests/host/test_customnet_rows.py::test_the_inpaint_variant_sees_place_and_background_and_its_negative_the_"
-           "background_alone",)
 LEARN = ("tests/unit/test_training_customnet.py",)
 
 
@@ -18,6 +16,7 @@ def host(name: str, *tests: str) -> tuple[str, ...]:
 NETWORK, REPLACED = host("customnet_golden", "network"), host("customnet_golden", "a_replaced_text_attention_keeps_the_object")
 CFG, COUNTS = host("customnet_rows", "cfg"), host("customnet_rows", "rows_that_do_not_fit")
 BATCH, STRENGTHS = (host("customnet_rows", name) for name in ("views_in_one_batch_are_the_single_runs", "strengths"))
+INPAINT = host("customnet_rows", "the_inpaint_variant_sees_place_and_background_and_its_negative_the_background_alone")
 NOISE = host("customnet_rows", "one_noise_for_all_views")
 HALF, SAVED = (host("customnet_files", name) for name in ("half_precision_copy", "cores_own_save_node_writes_a_file_that_loads"))
 PLACES, VIEWPOINT = (host("nodes_view", name) for name in ("placement_from_numbers_masks_and_boxes", "viewpoint"))
@@ -110,7 +109,7 @@ MUTATIONS = [
              ("tests/workflows/test_nodes_server.py::test_sockets_of_core_types_grow_no_editor",)),
     Mutation("what the trainer makes is no file for the loader", HOSTING + "customnet.py",
              '.metadata.get("base") == "miniature"', '.metadata.get("base") == "toys"',
-             ("tests/host/test_customnet_files.py::test_a_file_of_the_trainer_loads",)),
+             host("customnet_files", "a_file_of_the_trainer_loads")),
     Mutation("latents stay where the VAE left them", HOSTING + "customnet_model.py", ".to(noise.device)", "", DEVICE),
     Mutation("the sign of the public weights is not used", HOSTING + "customnet_model.py", "self.model_config.azimuth_sign",
              "1.0", SIGN),
