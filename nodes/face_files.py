@@ -75,7 +75,7 @@ class LoadFaceModels(io.ComfyNode):
         paths = _paths.face_packs().get(pack)
         if not paths:
             raise LikenessError(_paths.missing_pack(pack))
-        return io.NodeOutput(*load_models(paths[0].parent, backend))
+        return io.NodeOutput(*load_models(paths[0].parent, backend, paths))
 
 
 class LoadFaceSwapper(io.ComfyNode):

@@ -102,15 +102,15 @@ def _oval(size: int) -> Tensor:
 
 
 def hull_mask(points: Tensor, size: int, feather: float, landmarks: Tensor | None) -> Tensor:
-    """Convex hull of the landmarks (n, 2) in the crop, else an oval where the aligned face lies, with a feathered edge."""
+    """Convex hull of the landmarks (n, 2) in the crop, else an oval where the aligned face lies; the feather lies round it."""
     hull = hull_points(landmarks if landmarks is not None else _oval(size)).to(points)
     inside = torch.full(points.shape[:-1], float("inf"), device=points.device)
     for (x0, y0), (x1, y1) in zip(hull.tolist(), hull.roll(-1, 0).tolist(), strict=True):
         length = max(math.hypot(x1 - x0, y1 - y0), 1e-6)
         distance = ((x1 - x0) * (points[..., 1] - y0) - (y1 - y0) * (points[..., 0] - x0)) / length
         inside = torch.minimum(inside, distance)
-    # Landmarks may lie outside of the crop, where there are no pixels to paste.
-    return torch.minimum(_soft(inside, feather * size), box_mask(points, size, feather))
+    # Outside of the hull, since brows and eyes lie at its edge; within the crop, since beyond it there are no pixels to paste.
+    return torch.minimum(_soft(inside + feather * size, feather * size), box_mask(points, size, feather))
 
 
 def face_mask(kind: str, points: Tensor, size: int, feather: float, face: Face, matrix: Tensor) -> Tensor:

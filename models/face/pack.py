@@ -1,7 +1,7 @@
 """A folder of face networks: which file is what."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +30,13 @@ def folder_of(folder: Path) -> Path:
     return nested if not list(folder.glob("*.onnx")) and list(nested.glob("*.onnx")) else folder
 
 
-def look(folder: Path) -> list[Found]:
-    """Every .onnx file of a pack by name, with what it is."""
+def look(folder: Path, paths: Iterable[Path] = ()) -> list[Found]:
+    """Every .onnx file of a pack by name, with what it is. paths: its files where they lie in more folders than one; of two with
+    one name the first counts."""
     need("onnx")
+    named = {path.name: path for path in [*(paths or folder_of(folder).glob("*.onnx"))][::-1]}
     out = []
-    for path in sorted(folder_of(folder).glob("*.onnx")):
+    for path in (named[name] for name in sorted(named)):
         try:
             out.append(Found(path, contract_of(read_graph(path))))
         except LikenessError as error:

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from ..common import files
 from ..common.errors import LikenessError
-from .contract import EMAP, KNOWN, SWAPPER, Contract, contract_of, emap_of, read_graph
+from .contract import EMAP, KNOWN, MINIATURE, SWAPPER, Contract, contract_of, emap_of, read_graph
 from .libraries import LIBRARIES, there
 from .pack import LICENCE
 
@@ -15,7 +17,6 @@ PACKS = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx"), "antelopev2": ("scrfd_
 EXTRAS = {"2d106det.onnx": "the hull of Face Swap", "genderage.onnx": "gender and age in Select Faces"}
 Step = Callable[[int], None]
 USES = {"buffalo_l": "Face Swap and PhotoMaker v2", "antelopev2": "InstantID"}
-SWAPPERS = ("inswapper_128.onnx", "inswapper_128_fp16.onnx")
 
 
 def _shapes(contract: Contract) -> str:
@@ -26,8 +27,14 @@ def _shapes(contract: Contract) -> str:
     return f"in {text(contract.inputs)}, out {text(contract.outputs)}"
 
 
-def describe(path: Path, hashed: bool, step: Step | None = None) -> str:
-    """One line on one file: kind, shapes, operators, known hash; or what is wrong with it. step: called while it is read."""
+class Described(NamedTuple):
+    """One line on a file, and its contract; None where the line says what is wrong with it."""
+    line: str
+    contract: Contract | None
+
+
+def describe(path: Path, hashed: bool, step: Step | None = None) -> Described:
+    """Kind, shapes, operators and known hash of a file, or what is wrong with it. step: called while it is read."""
     try:
         model = read_graph(path)
         contract = contract_of(model)
@@ -39,9 +46,9 @@ def describe(path: Path, hashed: bool, step: Step | None = None) -> str:
         if hashed:
             digest = files.sha256(path, step)
             words.append(f"sha256 {digest[:16]}..., {_known(path.stem, digest)}")
-        return "; ".join(words)
+        return Described("; ".join(words), contract)
     except LikenessError as error:
-        return str(error)
+        return Described(str(error), None)
 
 
 def _known(stem: str, digest: str) -> str:
@@ -69,8 +76,9 @@ def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path]
     """The report. root_names: folders that were searched. packs: name -> its files. loose: .onnx files outside of packs.
     step: called with the bytes that were read, while sums are made."""
     lines = ["Packages", *packages(), "", "Face packs"]
+    told = {path: describe(path, hashed, step) for path in [*chain(*packs.values()), *loose]}
     for name, paths in sorted(packs.items()):
-        lines += [f"{name}:", *(f"- {describe(path, hashed, step)}" for path in paths)]
+        lines += [f"{name}:", *(f"- {told[path].line}" for path in paths)]
     place = root_names[0] if root_names else "models/insightface"
     for name, wanted in PACKS.items():
         have = {path.name for path in packs.get(name, ())}
@@ -79,7 +87,8 @@ def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path]
             lines.append(f"missing for {USES[name]}: {', '.join(lost)}; they go into {place}/models/{name}")
         absent = EXTRAS.items() if have else ()
         lines += [f"not in {name}, and wanted for {use} alone: {file}" for file, use in absent if file not in have]
-    lines += ["", "Swappers and other files", *(f"- {describe(path, hashed, step)}" for path in loose)]
-    if not any(path.name in SWAPPERS for path in loose):
-        lines.append(f"missing for Face Swap: {SWAPPERS[0]}; it goes into {place}")
+    lines += ["", "Swappers and other files", *(f"- {told[path].line}" for path in loose)]
+    if not any(own.contract is not None and own.contract.kind == SWAPPER and own.contract.space != MINIATURE
+               for own in told.values()):
+        lines.append(f"missing for Face Swap: inswapper_128.onnx; it goes into {place}")
     return "\n".join([*lines, "", f"Licence: {LICENCE}, and so is everything that is made with them."])

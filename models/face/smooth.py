@@ -1,6 +1,8 @@
 """Faces of a video: the same face from picture to picture, and its points steadied."""
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -69,14 +71,31 @@ def _mean(points: list[Tensor], weights: Tensor) -> Tensor:
 
 
 def seats(frames: list[tuple[Face, ...]]) -> list[list[int]]:
-    """For each picture a number of each of its faces, the same one as long as a face stays; who comes anew gets the lowest
-    that is free. Pictures that have nothing to do with each other number their faces in order."""
+    """For each picture a number of each of its faces, the same one as long as a face stays. Who comes back after a gap gets the
+    old one where it is free, by likeness, and who comes anew the lowest that is free. Pictures that have nothing to do with each
+    other number their faces in order."""
     out = [[-1] * len(frame) for frame in frames]
-    chains = sorted(tracks(frames), key=lambda chain: chain[0])  # by picture, then by place
-    for chain in chains:
-        first, place = chain[0]
-        taken = {seat for seat in out[first] if seat >= 0}
-        free = next(seat for seat in range(len(frames[first])) if seat not in taken)
-        for number, place in chain:
-            out[number][place] = free
+    last: dict[int, Face] = {}  # seat -> who had it last
+    for first, group in groupby(sorted(tracks(frames), key=lambda chain: chain[0]), key=lambda chain: chain[0][0]):
+        coming = {chain[0][1]: chain for chain in group}  # by place in the picture
+        free = [seat for seat in range(len(last) + len(coming)) if seat not in out[first]]
+        given = _returning({place: frames[first][place] for place in coming}, {seat: last[seat] for seat in free if seat in last})
+        fresh = iter([seat for seat in free if seat not in given.values()])
+        for place, chain in coming.items():
+            seat = given[place] if place in given else next(fresh)
+            for number, own in chain:
+                out[number][own] = seat
+            number, own = chain[-1]
+            last[seat] = frames[number][own]
+    return out
+
+
+def _returning(coming: dict[int, Face], gone: dict[int, Face]) -> dict[int, int]:
+    """place -> seat of those who had one before, the likest pair first."""
+    pairs = sorted(((likeness(face, before), place, seat) for place, face in coming.items() for seat, before in gone.items()
+                    if face.embedding is not None and before.embedding is not None), reverse=True)
+    out: dict[int, int] = {}
+    for share, place, seat in pairs:
+        if share >= SAME and place not in out and seat not in out.values():
+            out[place] = seat
     return out

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,9 +165,11 @@ def _settle(patcher: Any) -> None:
             setattr(layer, name, buffer.to(device))
 
 
-def load_models(folder: Path, backend: str = "auto") -> tuple[FaceModels, str]:
-    """The face pack in a folder, and a report. Raises LikenessError for a pack without detector or recogniser."""
-    found = look(folder)
+def load_models(folder: Path, backend: str = "auto", paths: Iterable[Path] = ()) -> tuple[FaceModels, str]:
+    """The face pack in a folder, and a report. paths: its files where they lie in more folders than this one.
+
+    Raises LikenessError for a pack without detector or recogniser."""
+    found = look(folder, paths)
     chosen = pick(folder, found)
     networks: dict[str, Network] = {}
     notes = []

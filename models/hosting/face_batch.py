@@ -160,7 +160,8 @@ def swap(swapper: FaceSwapper, image: Tensor, source: Faces, job: Job, models: F
             raise LikenessError("The source holds no recognised face: connect faces of a picture that shows one, or set "
                                 "on_missing to pass through.")
         return nothing
-    targets = _targets(image, models, target, job, swapper, count > 1 and len(sources) > 1)
+    several = len(sources) > 1 or job.assign == ASSIGN[1]
+    targets = _targets(image, models, target, job, swapper, count > 1 and several)
     advice = LOOK_AGAIN if target is None else "choose other faces as target, or connect face_models in its place to swap all"
     if not check_faces(targets, job.on_missing, "face to swap", advice):
         return nothing._replace(report="no face to swap in any picture: everything passes unchanged")
@@ -178,7 +179,7 @@ def swap(swapper: FaceSwapper, image: Tensor, source: Faces, job: Job, models: F
         stop_if_asked()
         limit = limit_of(number)
         for seat, face in zip(places, frame, strict=True):
-            if job.assign == "one each" and seat >= len(sources):
+            if job.assign == ASSIGN[1] and seat >= len(sources):
                 continue
             chosen = seat % len(sources)
             if job.weight != 1:

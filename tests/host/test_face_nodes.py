@@ -571,6 +571,24 @@ def test_check_files_tells_all(nodes, folder):
     assert not any("1k3d68" in line for line in text.splitlines() if not line.startswith("- "))  # no node reads it
     quick, = values(nodes["Likeness_CheckFiles"], hashes=False)
     assert "sha256" not in quick
+    swappers = sorted(folder.glob("inswapper*.onnx"))
+    swappers[1].unlink()
+    (folder / "swap").mkdir()
+    swappers[0].rename(folder / "swap" / "mine.onnx")  # whatever its name and folder, it is there
+    assert "missing for Face Swap" not in values(nodes["Likeness_CheckFiles"], hashes=False)[0]
+    (folder / "swap" / "mine.onnx").unlink()
+    assert "missing for Face Swap: inswapper_128.onnx" in values(nodes["Likeness_CheckFiles"], hashes=False)[0]
+
+
+def test_a_pack_in_two_places_is_one(nodes, folder):
+    """As archives and other packs leave it: a part beside the whole, or the parts apart."""
+    whole, part = folder / "models" / "buffalo_l", folder / "buffalo_l"
+    part.mkdir()
+    shutil.copy(whole / "det_10g.onnx", part)
+    models, text = values(nodes["Likeness_LoadFaceModels"], pack="buffalo_l", backend="onnxruntime")
+    assert models.space == "w600k_r50" and text.count("det_10g.onnx") == 1
+    (whole / "det_10g.onnx").unlink()
+    assert values(nodes["Likeness_LoadFaceModels"], pack="buffalo_l", backend="onnxruntime")[0].space == "w600k_r50"
 
 
 def test_check_files_shows_its_way_and_can_be_cancelled(nodes, folder, monkeypatch):

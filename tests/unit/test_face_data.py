@@ -185,7 +185,9 @@ def test_faces_keep_their_seats():
     """Two that pass from picture to picture in any order, one of them away for a while, a third who comes later."""
     left, right, third = (tuple(face(x, 20, 40, seed) for _ in range(5)) for x, seed in ((10, 11), (100, 12), (200, 13)))
     video = [(left[0], right[0]), (right[1], left[1]), (right[2],), (right[3], third[3], left[3]), (third[4], right[4])]
-    assert smooth.seats(video) == [[0, 1], [1, 0], [1], [1, 0, 2], [0, 1]]
+    assert smooth.seats(video) == [[0, 1], [1, 0], [1], [1, 2, 0], [2, 1]]
+    gone = [(left[0], right[0]), (right[1],), (), (right[2],), (right[3], left[3])]
+    assert smooth.seats(gone) == [[0, 1], [1], [], [1], [1, 0]], "who was missed for a picture takes nobody's seat"
     strangers = [(A, B), (face(200, 120, 30, 21), face(20, 20, 30, 22)), ()]
     assert smooth.seats(strangers) == [[0, 1], [0, 1], []]
 
@@ -395,9 +397,9 @@ def test_published_files_are_known_by_their_sum(tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     path = face_pack.recogniser(tmp_path / "w600k_r50.onnx")
     digest = files.sha256(path)
-    assert f"sha256 {digest[:16]}..., not the published w600k_r50: download it again" in report.describe(path, True)
+    assert f"sha256 {digest[:16]}..., not the published w600k_r50: download it again" in report.describe(path, True).line
     monkeypatch.setitem(report.KNOWN, digest, "w600k_r50")
-    assert report.describe(path, True).endswith(f"sha256 {digest[:16]}..., the published w600k_r50")
+    assert report.describe(path, True).line.endswith(f"sha256 {digest[:16]}..., the published w600k_r50")
     monkeypatch.undo()
     other = path.rename(tmp_path / "mine.onnx")
-    assert report.describe(other, True).endswith("no published sum is known for this file")
+    assert report.describe(other, True).line.endswith("no published sum is known for this file")

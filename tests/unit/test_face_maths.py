@@ -224,12 +224,21 @@ def test_the_hull_is_convex_and_holds_the_landmarks():
     assert (edges[:, None, 0] * to[..., 1] - edges[:, None, 1] * to[..., 0] >= -1e-4 * edges.norm(dim=1)[:, None]).all()
 
 
-def test_masks_without_landmarks_hold_the_five_points():
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_hull_changes_eyes_and_mouth_whole(marked):
+    """With the node's own feather, and brows that lie on the hull's edge when the landmarks are known."""
+    points = geometry.template(128)
+    brows = points[:2] - torch.tensor([0.0, 14.0])
+    jaw = torch.tensor([[20.0, 60.0], [28.0, 95.0], [64.0, 122.0], [100.0, 95.0], [108.0, 60.0]])
+    landmarks = torch.cat([points, brows, jaw]) if marked else None
     grid = geometry.pixel_points((0, 0, 128, 128))
-    mask = masks.face_mask("hull", grid, 128, 0.1, Face(torch.zeros(4), geometry.TEMPLATE.float(), 1.0), torch.eye(2, 3).double())
-    for x, y in geometry.template(128).round().long().tolist():
-        assert mask[y, x] > 0.5
-    assert mask[0].max() == 0 and mask[:, 0].max() == 0
+    face = Face(torch.zeros(4), geometry.TEMPLATE.float(), 1.0, landmarks=landmarks)
+    mask = masks.face_mask("hull", grid, 128, 0.15, face, torch.eye(2, 3).double())
+    for x, y in torch.cat([points, brows] if marked else [points]).round().long().tolist():
+        assert mask[y, x] > 0.95
+    assert mask[0].max() < 0.01 and mask[:, 0].max() < 0.01, "the crop's own edge is soft"
+    if marked:
+        assert 0 < mask[int(brows[0, 1]) - 8, int(brows[0, 0])] < 1, "the feather lies round it"
 
 
 def test_the_box_is_soft_at_its_edge_only():
