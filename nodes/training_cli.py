@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="ablation: folder of its runs, one a variant and seed (default: ablation in --work)")
     demo.add_argument("--only", nargs="+", default=[], choices=tuple(VARIANTS), help="ablation: variants (default: all)")
     demo.add_argument("--seeds", type=int, nargs="+", default=[], help="ablation: training seeds (default: 0 1 2)")
+    demo.add_argument("--seed", type=int, default=0, help="faces: seed of the training (default: 0, which ships)")
     demo.add_argument("--steps", type=int, default=None, help="steps of an adapter (default: the recipe's)")
     for kind, title in (("custany", "CustAny"), ("realcustom", "RealCustom++")):
         one = kinds.add_parser(kind, help=f"train a {title} adapter on the miniature or on your own pictures")
@@ -116,7 +117,7 @@ def _demo(args: argparse.Namespace, command: str) -> int:
             train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors",
                                        device=args.device, **settings)
         elif part == "faces":
-            demo_faces.train(weights / "faces", command, say)
+            demo_faces.train(weights / "faces", command, say, seed=args.seed)
         elif part == "clip":
             recipe.clip()
         elif part == "ablation":

@@ -138,9 +138,9 @@ def _inner_size(crops: Tensor) -> Tensor:
     return torch.cat([F.avg_pool2d(part.float() / 255, 4) for part in crops.split(64)])
 
 
-def _teach_reading(model: HeadSwapper, embeddings: Tensor, look: Tensor) -> None:
+def _teach_reading(model: HeadSwapper, embeddings: Tensor, look: Tensor, seed: int) -> None:
     """Which paints and which pattern an embedding (n, 512) stands for: a linear rule, found on all faces at once."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed + 4)
     optimizer = torch.optim.AdamW(model.read.parameters(), 0.1, weight_decay=0.1)
     for _ in range(READER_STEPS):
         seen = embeddings + 0.02 * torch.randn(embeddings.shape, generator=generator)
@@ -151,17 +151,17 @@ def _teach_reading(model: HeadSwapper, embeddings: Tensor, look: Tensor) -> None
         optimizer.step()
 
 
-def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log) -> HeadSwapper:
+def train_swapper(pairs: Pairs, recogniser: HeadRecogniser, steps: int, log: Log, seed: int = 0) -> HeadSwapper:
     """The rendered truth of the same creature with another face is what the swap shall give.
 
     Reading the identity comes first: as long as its paints are wrong, every pixel learns to stay. Then each pixel is taught which
     of the three to take, because a mixture of colours alone has its nearest optimum where nothing changes."""
-    torch.manual_seed(2)
+    torch.manual_seed(seed + 2)
     model = HeadSwapper()
     source, own = embed(recogniser, pairs.source), embed(recogniser, pairs.head)
     before, swapped = _inner_size(pairs.head), _inner_size(pairs.swapped)
-    _teach_reading(model, torch.cat([own, source]), torch.cat([pairs.look, pairs.other]))
-    generator = torch.Generator().manual_seed(3)
+    _teach_reading(model, torch.cat([own, source]), torch.cat([pairs.look, pairs.other]), seed)
+    generator = torch.Generator().manual_seed(seed + 3)
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(0, pairs.look.numel(), (BATCH,), generator=generator)
@@ -253,14 +253,14 @@ def _windows(scenes: Scenes, index: Tensor, generator: torch.Generator) -> Scene
     return Scenes(picture, points, boxes)
 
 
-def train_detector(scenes: Scenes, steps: int, log: Log) -> HeadDetector:
+def train_detector(scenes: Scenes, steps: int, log: Log, seed: int = 0) -> HeadDetector:
     """In views at random scales, so that a level learns the sizes that are its own and leaves the rest to the others; the
     surest mistakes count most (focal loss)."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed + 5)
     model = HeadDetector()
     with torch.no_grad():
         model.head.get_parameter("bias")[0] = -4.0  # at the start nothing is a head
-    generator = torch.Generator().manual_seed(6)
+    generator = torch.Generator().manual_seed(seed + 6)
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(0, scenes.picture.shape[0], (DETECTOR_BATCH,), generator=generator)

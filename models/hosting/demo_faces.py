@@ -22,6 +22,7 @@ FOLDER = WEIGHTS / "faces"
 SWAPPER = "head_swapper.onnx"
 OPSET = 13
 PAIRS, SCENES = 2048, 768
+SEED_STEP = 1000  # between two trainings: each draws from several generators, with seeds side by side
 
 
 def crops(pictures: Tensor, keypoints: Tensor, size: int) -> Tensor:
@@ -53,14 +54,15 @@ def export(folder: Path, detector: HeadDetector, recogniser: HeadRecogniser, swa
           folder / SWAPPER, MINIATURE, command, torch.eye(WIDTH))
 
 
-def train(folder: Path, command: str, log: Callable[[str], None], share: float = 1.0) -> None:
-    """Draws, trains and writes the pack. share: of all work."""
-    started = time.time()
-    pairs = lessons.draw_pairs(max(16, int(PAIRS * share)), 31, crops)
-    scenes = lessons.draw_scenes(max(16, int(SCENES * share)), 32)
+def train(folder: Path, command: str, log: Callable[[str], None], share: float = 1.0, seed: int = 0) -> None:
+    """Draws, trains and writes the pack. share: of all work. seed: of the training, 0 is the one that ships."""
+    started, chance = time.time(), SEED_STEP * seed
+    pairs = lessons.draw_pairs(max(16, int(PAIRS * share)), 31 + chance, crops)
+    scenes = lessons.draw_scenes(max(16, int(SCENES * share)), 32 + chance)
     log(f"{pairs.look.numel()} pairs and {scenes.picture.shape[0]} scenes drawn in {time.time() - started:.0f} s")
-    recogniser = lessons.train_recogniser(pairs, max(2, int(lessons.RECOGNISER_STEPS * share)), log)
-    swapper = lessons.train_swapper(pairs, recogniser, max(2, int(lessons.SWAPPER_STEPS * share)), log)
-    detector = lessons.train_detector(scenes, max(2, int(lessons.DETECTOR_STEPS * share)), log)
+    recogniser = lessons.train_recogniser(pairs, max(2, int(lessons.RECOGNISER_STEPS * share)), log, chance)
+    swapper = lessons.train_swapper(pairs, recogniser, max(2, int(lessons.SWAPPER_STEPS * share)), log, chance)
+    detector = lessons.train_detector(scenes, max(2, int(lessons.DETECTOR_STEPS * share)), log, chance)
+    folder.mkdir(parents=True, exist_ok=True)
     export(folder, detector, recogniser, swapper, command)
     log(f"face pack: made in {time.time() - started:.0f} s")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,40 +16,44 @@ SEEN_AT = 192  # pixels at which the workflow's detector looks
 REACH, BESIDE = 1.5, 4.0  # pixels: half of the way across which a step is read; from the mask's edge to the lines beside it
 
 
-def swapped(drawn: Any) -> tuple[Tensor, float]:
+def swapped(drawn: Any, pack: Path, paste: Any) -> tuple[Tensor, float]:
     """Pictures (n, 3, 64, 64) of drawn heads after the swap, and the share of which both pictures gave exactly one face."""
-    from likeness.models.face.swap import Paste
     from likeness.models.hosting import demo_faces, face
     from likeness.models.hosting.face_batch import Job, analyse, swap
 
-    models, swapper = face.load_models(demo_faces.FOLDER)[0], face.load_swapper(demo_faces.FOLDER / demo_faces.SWAPPER)[0]
+    models, swapper = face.load_models(pack)[0], face.load_swapper(pack / demo_faces.SWAPPER)[0]
     there, given = (analyse(models, pictures.movedim(1, -1), (SEEN_AT,)) for pictures in (drawn.head, drawn.source))
     done, clean = drawn.head.clone(), 0
     for number, (found, sources) in enumerate(zip(there.frames, given.frames, strict=True)):
         clean += len(found) == len(sources) == 1
         if found and sources:
             one = swap(swapper, drawn.head[number:number + 1].movedim(1, -1), given._replace(frames=(sources[:1],)),
-                       Job(Paste(1, "box")), target=there._replace(frames=(found,), sizes=there.sizes[:1]))
+                       Job(paste), target=there._replace(frames=(found,), sizes=there.sizes[:1]))
             done[number] = one.image[0].movedim(-1, 0)
     return done, clean / done.shape[0]
 
 
-def heads(count: int, log: Any) -> dict[str, float]:
+def heads(count: int, packs: list[Path], log: Any) -> dict[str, Any]:
     """Rendered creatures whose faces no training saw, found and swapped as the nodes do it, judged by a recogniser trained apart.
 
+    packs: folders of the face pack, one for each training seed; the rows are of the first, with the workflow's settings, its
+    `default_` rows with those of a new node, and the `_packs` lists tell every pack's share and interval.
     swap_retrieval: share whose nearest source picture, of one for each face, shows the right face. similarity: mean cosine of
     the swapped head and its source, before and after; truth: of the rendered creature with that face. stranger_retrieval: the
     swapped head scored against the face of another picture, which should be chance."""
     from bench.custany import interval
 
     from likeness.models.demo import face_training as lessons
+    from likeness.models.face.swap import Paste
     from likeness.models.hosting import demo_faces
 
+    packs = packs or [demo_faces.FOLDER]
     pairs = lessons.draw_pairs(JUDGE_PAIRS, 77, demo_faces.crops, off=0.0)  # it looks at true points
     judge = lessons.train_recogniser(pairs, JUDGE_STEPS, log, JUDGE_SEED)
     drawn = lessons.draw_swaps(count + GALLERY, torch.Generator().manual_seed(78), training=False)
     with torch.inference_mode():  # as the host runs nodes
-        done, clean = swapped(drawn)
+        every = [swapped(drawn, pack, Paste(1, "box")) for pack in packs]
+        fresh, _ = swapped(drawn, packs[0], Paste(2))
 
     def seen(pictures: Tensor, points: Tensor) -> Tensor:
         return lessons.embed(judge, (demo_faces.crops(pictures, points, 128) * 255).round().to(torch.uint8))
@@ -57,12 +62,20 @@ def heads(count: int, log: Any) -> dict[str, float]:
     gallery = torch.stack([(look == value).nonzero()[0, 0] for value in look.unique()])
     free = torch.ones(look.shape[0], dtype=torch.bool)
     free[gallery] = False  # the pictures of the gallery do not find themselves
-    out: dict[str, float] = {"swap_faces": gallery.numel(), "swap_chance": 1 / gallery.numel(), "swap_pictures": int(free.sum()),
-                             "swap_one_face_found": clean}
-    for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", done, drawn.points),
-                                   ("truth", drawn.swapped, drawn.points), ("source", drawn.source, drawn.source_points)):
+    out: dict[str, Any] = {"swap_faces": gallery.numel(), "swap_chance": 1 / gallery.numel(), "swap_pictures": int(free.sum()),
+                           "swap_one_face_found": every[0][1]}
+
+    def named_as(rows: Tensor) -> Tensor:
+        return look[gallery][(rows @ source[gallery].T).argmax(1)]
+
+    shares = [(named_as(seen(done, drawn.points)) == look).float()[free].tolist() for done, _ in every]
+    out["swap_retrieval_packs"] = [[round(number, 4) for number in (sum(right) / len(right), *interval(right))]
+                                   for right in shares]
+    for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", every[0][0], drawn.points),
+                                   ("default", fresh, drawn.points), ("truth", drawn.swapped, drawn.points),
+                                   ("source", drawn.source, drawn.source_points)):
         rows = seen(pictures, points)
-        named = look[gallery][(rows @ source[gallery].T).argmax(1)]
+        named = named_as(rows)
         # a stranger's face for the right one: what the judge gives when nothing was learned
         for what, wanted in ((name, look), *([("stranger", look.roll(1))] if name == "swap" else ())):
             right = (named == wanted).float()[free].tolist()
