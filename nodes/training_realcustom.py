@@ -26,7 +26,7 @@ from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
 from .training_miniature import LESSONS_SEED, Progress, digest, miniature_world, same_run, say
 
-PAIRS, STEPS = 8192, 3400
+PAIRS, STEPS = 16384, 8000
 # A reference decides the first steps of a drawing, and a body is a fifth of a picture. No drop_reference of its own: the
 # settings' 0.05 and drop_both leave a tenth of the references black, as many as the release's training code.
 RECIPE = {"batch": 32, "lr": 1e-3, "warmup": 50, "ema": 0.998, "drop_both": 0.06, "noisiest_of": 2, "subject_weight": 2.0,

@@ -117,7 +117,7 @@ def excess(pictures: Tensor, masks: Tensor) -> Tensor:
     return step(0.0) - (step(BESIDE) + step(-BESIDE)) / 2
 
 
-def job_for(prompt: dict, k: int, word: str, place: str, batch: int) -> tuple[dict, dict[str, str]]:
+def job_for(prompt: dict, k: int, seed: int, word: str, place: str, batch: int) -> tuple[dict, dict[str, str]]:
     """The shipped workflow with another identity, scene and seed, and the nodes that show scene, mask, swap and result."""
     job = copy.deepcopy(prompt)
 
@@ -130,7 +130,7 @@ def job_for(prompt: dict, k: int, word: str, place: str, batch: int) -> tuple[di
     titled("What it shall show").update(text=text, word=word)
     for node in job.values():
         if node["class_type"] == "KSampler":
-            node["inputs"]["seed"] = 100 + k
+            node["inputs"]["seed"] = seed
         if node["class_type"] == "EmptyLatentImage":
             node["inputs"]["batch_size"] = batch
         if node["class_type"] == "Likeness_AnalyzeFaces":
@@ -153,11 +153,11 @@ def job_for(prompt: dict, k: int, word: str, place: str, batch: int) -> tuple[di
 
 
 def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
-    """The shipped workflow on the real server, with held-out creatures.
+    """The shipped workflow on the real server, with held-out creatures in sets of sixteen.
 
     Before: the `excess` step at the edge of the swap, in what the swap changed of the scene. After: the same in what BiMD changed
     of it; their ratio is 1 where the seam stands as before, 0 where it is gone. Also who the whole picture is taken for."""
-    from bench.custany import candidates, interval, load_judge, ratio, read, save_references
+    from bench.custany import IDENTITIES, candidates, interval, load_judge, ratio, read, save_references
 
     from harness import workflows
     from harness.paths import WORKFLOWS
@@ -165,19 +165,22 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
     from likeness.models.demo import world
     from likeness.models.demo.judge import likelihoods
     from likeness.models.hosting.demo import WEIGHTS
-    judge, ids = load_judge(WEIGHTS)[0], candidates()
+    judge = load_judge(WEIGHTS)[0]
     before, after = [], []
     right: dict[str, list[float]] = {"scene": [], "swapped": [], "result": []}
     with Server(cpu=True) as server:
-        save_references(server.input, ids)
         workflow = workflows.load(WORKFLOWS / f"{WORKFLOW}.json")
         prompt = workflows.to_prompt(workflow, server.object_info())
-        for k in range(identities):
-            word, place = world.KINDS[int(ids["kind"][k])], f"{world.SCENES[k % 5]}, {world.PLACES[k % 3]}"
-            job, names = job_for(prompt, k, word, place, batch)
+        for number in range(identities):
+            group, k = divmod(number, IDENTITIES)
+            if k == 0:
+                ids = candidates(2024 + group)
+                save_references(server.input, ids)
+            word, place = world.KINDS[int(ids["kind"][k])], f"{world.SCENES[number % 5]}, {world.PLACES[number % 3]}"
+            job, names = job_for(prompt, k, 100 + number, word, place, batch)
             result = server.run(job, timeout=3000)
             if not result.ok:
-                raise RuntimeError(f"identity {k}: {result.error} {result.node_errors}")
+                raise RuntimeError(f"identity {number}: {result.error} {result.node_errors}")
             made = {name: read(result.images[key]) for name, key in names.items()}
             masks = made.pop("mask")[:, 0]
             found = masks.amax((1, 2)) > 0.5
@@ -186,7 +189,7 @@ def seam(identities: int, batch: int, log: Any) -> dict[str, float]:
             for name, pictures in made.items():
                 with torch.no_grad():
                     right[name] += (likelihoods(judge, pictures, ids).argmax(1) == k).float().tolist()
-            log(f"identity {k}: {int(found.sum())} of {batch} heads swapped")
+            log(f"identity {number}: {int(found.sum())} of {batch} heads swapped")
     old, new = torch.cat(before), torch.cat(after)
     # the interval is that of identities: the pictures of one are no independent draws
     left, low, high = ratio(*([float(one.sum()) for one in kept] for kept in (after, before)))

@@ -212,7 +212,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--frames", type=int, default=100, help="video: frames of 1280 x 720")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=256, help="swap and seam: pictures; seam takes sixteen of an identity")
+    parser.add_argument("--pictures", type=int, default=256, help="swap and seam: pictures")
+    parser.add_argument("--identities", type=int, default=64, help="seam: how many of them the pictures show")
     parser.add_argument("--packs", type=Path, nargs="*", default=[],
                         help="swap: face packs of several training seeds (default: the one that ships)")
     parser.add_argument("--full", action="store_true", help="random networks of the true sizes in the video")
@@ -244,5 +245,5 @@ def main(argv: list[str]) -> dict[str, Any]:
     if "swap" in args.only:
         out |= _face_miniature.heads(args.pictures, args.packs, say)
     if "seam" in args.only:
-        out |= _face_miniature.seam(max(args.pictures // 16, 1), 16, say)
+        out |= _face_miniature.seam(args.identities, max(args.pictures // args.identities, 1), say)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}

@@ -62,7 +62,9 @@ def recogniser(path: Path) -> Path:
 
 
 def detector(path: Path) -> Path:
-    """A residual body and three heads of 80 channels, with SCRFD's nine outputs."""
+    """A residual body, a neck of two ways (PAFPN) and three heads of 80 channels, with SCRFD's nine outputs.
+
+    The neck enlarges to the size that its neighbour turns out to have, so that size is computed in the graph."""
     g = Layers(2)
     x = g.add("Relu", g.conv(g.add("Relu", g.conv("input.1", 3, 28, stride=2)), 28, 56))
     x, before, levels = g.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]), 56, []
@@ -74,9 +76,20 @@ def detector(path: Path) -> Path:
             before = width
         if stage:
             levels.append((x, width))
+    none, two, four, axis = (g.tensor(name, value, kind) for name, value, kind in (
+        ("none", [], np.float32), ("two", [2], np.int64), ("four", [4], np.int64), ("axis", [0], np.int64)))
+    own = [g.conv(level, width, 56, 1) for level, width in levels]
+    for k in (1, 0):
+        size = g.add("Concat", g.add("Slice", g.add("Shape", own[k + 1]), axis, two, axis),
+                     g.add("Slice", g.add("Shape", own[k]), two, four, axis), axis=0)
+        larger = g.add("Resize", own[k + 1], none, none, size, mode="nearest", nearest_mode="floor",
+                       coordinate_transformation_mode="asymmetric")
+        own[k] = g.add("Add", own[k], larger)
+    own = [g.conv(level, 56, 56) for level in own]
+    for k in (1, 2):
+        own[k] = g.add("Add", own[k], g.conv(own[k - 1], 56, 56, stride=2))
     names: dict[str, list[str]] = {"score": [], "bbox": [], "kps": []}
-    for stride, (level, width) in zip(STRIDES, levels, strict=True):
-        y = g.conv(level, width, 56, 1)
+    for stride, y in zip(STRIDES, own, strict=True):
         for k in range(3):
             y = g.add("Relu", g.conv(y, 56 if k == 0 else 80, 80))
         for name, sides in (("score", 1), ("bbox", 4), ("kps", 10)):
