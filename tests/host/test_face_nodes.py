@@ -125,6 +125,16 @@ def test_several_sources_stay_with_their_faces_in_a_video():
     assert all(mask[300, 450] > 0 and not mask[160, 200] for mask in alone.mask)
 
 
+def test_who_was_missed_for_a_picture_is_not_taken_for_another():
+    """One source for the large face; the small one, found again after a picture without faces, stays as it is."""
+    frames = [TWO, (), TWO[:1]]
+    video = torch.cat([picture(faces=faces) for faces in frames])
+    job = Job(Paste(1, "box"), assign="one each", on_missing="pass through")
+    done = swap(swapper(), video, only(analysed(FRAMES[:1])), job, models=models())
+    assert done.mask[0, 300, 450] > 0 and not done.mask[0, 160, 200]
+    assert torch.equal(done.image[2], video[2]) and "1 face swapped" in done.report
+
+
 def test_identity_weight_leads_from_the_old_face_to_the_new():
     faces = analysed(FRAMES[:1])
     target = Faces(((faces.frames[0][1],),), faces.sizes, faces.space)
