@@ -37,7 +37,8 @@ def heads(count: int, packs: list[Path], log: Any) -> dict[str, Any]:
     """Rendered creatures whose faces no training saw, found and swapped as the nodes do it, judged by a recogniser trained apart.
 
     packs: folders of the face pack, one for each training seed; the rows are of the first, with the workflow's settings, its
-    `default_` rows with those of a new node, and the `_packs` lists tell every pack's share and interval.
+    `default_` rows with those of a new node. `_packs` lists the share and interval of each, `_all` is that of all together.
+
     swap_retrieval: share whose nearest source picture, of one for each face, shows the right face. similarity: mean cosine of
     the swapped head and its source, before and after; truth: of the rendered creature with that face. stranger_retrieval: the
     swapped head scored against the face of another picture, which should be chance."""
@@ -71,6 +72,9 @@ def heads(count: int, packs: list[Path], log: Any) -> dict[str, Any]:
     shares = [(named_as(seen(done, drawn.points)) == look).float()[free].tolist() for done, _ in every]
     out["swap_retrieval_packs"] = [[round(number, 4) for number in (sum(right) / len(right), *interval(right))]
                                    for right in shares]
+    together = [hit for right in shares for hit in right]
+    out["swap_retrieval_all"] = sum(together) / len(together)
+    out["swap_retrieval_all_lo"], out["swap_retrieval_all_hi"] = interval(together)
     for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", every[0][0], drawn.points),
                                    ("default", fresh, drawn.points), ("truth", drawn.swapped, drawn.points),
                                    ("source", drawn.source, drawn.source_points)):
