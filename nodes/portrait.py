@@ -97,7 +97,7 @@ class PhotoMakerEncode(io.ComfyNode):
                 io.Float.Input(
                     "start_percent", default=0.2, min=0.0, max=1.0, step=0.01,
                     tooltip="Share of the sampling with the plain prompt before the identity begins. 0.2 is the release's; more "
-                            "keeps the scene and style, less the face. 0 with CustomEnhancer Guider, which has its own start.",
+                            "keeps the scene and style, less the face. 0 in CustomEnhancer, where BiMD Sampler's dial says when.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.05, display_mode=io.NumberDisplay.slider,

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--out", type=Path, default=OUTPUT / kind,
                          help=f"folder of checkpoints and of the adapter (default: output/train/{kind} of the pack)")
         one.add_argument("--steps", type=int, default=None)
+        one.add_argument("--pairs", type=int, default=None, help="with --world: how many pairs are drawn (default: the recipe's)")
         one.add_argument("--batch", type=int, default=None)
         one.add_argument("--lr", type=float, default=None)
         one.add_argument("--seed", type=int, default=0)
@@ -156,7 +157,7 @@ def _adapter(args: argparse.Namespace, command: str) -> int:
 def _train_in_miniature(args: argparse.Namespace, command: str) -> None:
     from ..models.hosting.demo import WEIGHTS
 
-    settings = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
+    settings = {name: getattr(args, name) for name in ("steps", "batch", "lr", "pairs") if getattr(args, name) is not None}
     settings |= {"seed": args.seed, "start": args.start}
     weights = args.weights or WEIGHTS
     if args.kind == "realcustom":

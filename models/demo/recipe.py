@@ -23,7 +23,7 @@ from .pool import Pool, render_pool
 from .world import Variation
 
 SEEN = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what first stage and encoders learn from
-JUDGED = SEEN._replace(sizes=True)
+JUDGED = SEEN._replace(sizes=True, cells=1)
 POOL = 8192  # pictures
 FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, CLIP_STEPS, JUDGE_STEPS = 1000, 400, 600, 800, 600
 

@@ -31,17 +31,18 @@ def folder_of(folder: Path) -> Path:
 
 
 def look(folder: Path, paths: Iterable[Path] = ()) -> list[Found]:
-    """Every .onnx file of a pack by name, with what it is. paths: its files where they lie in more folders than one; of two with
-    one name the first counts."""
+    """Every .onnx file of a pack by name, with what it is. paths: its files where they lie in more folders than one; of several
+    with one name the first that can be read."""
     need("onnx")
-    named = {path.name: path for path in [*(paths or folder_of(folder).glob("*.onnx"))][::-1]}
-    out = []
-    for path in (named[name] for name in sorted(named)):
+    named: dict[str, Found] = {}
+    for path in sorted(paths or folder_of(folder).glob("*.onnx"), key=lambda path: path.name):
+        if path.name in named and named[path.name].contract is not None:
+            continue
         try:
-            out.append(Found(path, contract_of(read_graph(path))))
+            named[path.name] = Found(path, contract_of(read_graph(path)))
         except LikenessError as error:
-            out.append(Found(path, None, str(error)))
-    return out
+            named.setdefault(path.name, Found(path, None, str(error)))
+    return list(named.values())
 
 
 def seen(found: list[Found]) -> str:

@@ -51,6 +51,13 @@ def describe(path: Path, hashed: bool, step: Step | None = None) -> Described:
         return Described(str(error), None)
 
 
+def _is_swapper(path: Path, contract: Contract | None) -> bool:
+    """By what it is; of a file that cannot be read, whose line says why, by its name."""
+    if contract is None:
+        return path.name.startswith("inswapper")
+    return contract.kind == SWAPPER and contract.space != MINIATURE
+
+
 def _known(stem: str, digest: str) -> str:
     if digest in KNOWN:
         return f"the published {KNOWN[digest]}"
@@ -88,7 +95,6 @@ def check(root_names: list[str], packs: dict[str, list[Path]], loose: list[Path]
         absent = EXTRAS.items() if have else ()
         lines += [f"not in {name}, and wanted for {use} alone: {file}" for file, use in absent if file not in have]
     lines += ["", "Swappers and other files", *(f"- {told[path].line}" for path in loose)]
-    if not any(own.contract is not None and own.contract.kind == SWAPPER and own.contract.space != MINIATURE
-               for own in told.values()):
+    if not any(_is_swapper(path, own.contract) for path, own in told.items()):
         lines.append(f"missing for Face Swap: inswapper_128.onnx; it goes into {place}")
     return "\n".join([*lines, "", f"Licence: {LICENCE}, and so is everything that is made with them."])

@@ -72,15 +72,17 @@ def _mean(points: list[Tensor], weights: Tensor) -> Tensor:
 
 def seats(frames: list[tuple[Face, ...]]) -> list[list[int]]:
     """For each picture a number of each of its faces, the same one as long as a face stays. Who comes back after a gap gets the
-    old one where it is free, by likeness, and who comes anew the lowest that is free. Pictures that have nothing to do with each
-    other number their faces in order."""
+    old one where it is free, by likeness; who comes anew gets one that nobody had, or the lowest that is free where nobody of
+    the picture before is left. Pictures that have nothing to do with each other number their faces in order."""
     out = [[-1] * len(frame) for frame in frames]
     last: dict[int, Face] = {}  # seat -> who had it last
     for first, group in groupby(sorted(tracks(frames), key=lambda chain: chain[0]), key=lambda chain: chain[0][0]):
         coming = {chain[0][1]: chain for chain in group}  # by place in the picture
-        free = [seat for seat in range(len(last) + len(coming)) if seat not in out[first]]
+        free = [seat for seat in range(len(last) + len(frames[first])) if seat not in out[first]]
         given = _returning({place: frames[first][place] for place in coming}, {seat: last[seat] for seat in free if seat in last})
-        fresh = iter([seat for seat in free if seat not in given.values()])
+        # While somebody goes on, those who left may come back; where all are new, as in a batch of photographs, none will.
+        goes_on = any(seat >= 0 for seat in out[first])
+        fresh = iter([seat for seat in free if seat not in given.values() and not (goes_on and seat in last)])
         for place, chain in coming.items():
             seat = given[place] if place in given else next(fresh)
             for number, own in chain:

@@ -89,7 +89,8 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
     real = crop(picture, matrix, size, device)
     fake = swap_crop(network, real, latent, paste.boost)
     if paste.colour > 0:
-        flat = face_mask(HULL, pixel_points((0, 0, size, size), device), size, paste.feather, face, matrix)
+        # the face alone, without the feather: hair and ground have colours of their own
+        flat = face_mask(HULL, pixel_points((0, 0, size, size), device), size, 0.0, face, matrix)
         fake = match(fake, real, flat, paste.colour)
     fake = restored(fake, restore, paste.visibility)
     finer = fake.shape[-1] / size

@@ -183,7 +183,8 @@ def load_models(folder: Path, backend: str = "auto", paths: Iterable[Path] = ())
     space = space_of(recogniser.path, recogniser.contract)
     models = FaceModels(networks[DETECTOR], networks[RECOGNISER], networks.get(LANDMARKS), networks.get(ATTRIBUTES), space,
                         folder.name)
-    lines = [f"face pack {folder.name} from {folder}", *(_line(item, networks) for item in found),
+    places = dict.fromkeys(str(item.path.parent) for item in found)
+    lines = [f"face pack {folder.name} from {' and '.join(places)}", *(_line(item, networks) for item in found),
              f"embeddings: {space}{'' if space in SPACES or recogniser.contract.space else ', named after the file'}", *notes,
              f"licence: {recogniser.contract.licence or LICENCE}"]
     return models, "\n".join(lines + _missing_library())

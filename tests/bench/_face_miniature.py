@@ -72,7 +72,7 @@ def heads(count: int, packs: list[Path], log: Any) -> dict[str, Any]:
     shares = [(named_as(seen(done, drawn.points)) == look).float()[free].tolist() for done, _ in every]
     out["swap_retrieval_packs"] = [[round(number, 4) for number in (sum(right) / len(right), *interval(right))]
                                    for right in shares]
-    together = [hit for right in shares for hit in right]
+    together = [sum(hits) / len(hits) for hits in zip(*shares, strict=True)]  # the packs are judged on the same pictures
     out["swap_retrieval_all"] = sum(together) / len(together)
     out["swap_retrieval_all_lo"], out["swap_retrieval_all_hi"] = interval(together)
     for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", every[0][0], drawn.points),

@@ -245,5 +245,5 @@ def main(argv: list[str]) -> dict[str, Any]:
     if "swap" in args.only:
         out |= _face_miniature.heads(args.pictures, args.packs, say)
     if "seam" in args.only:
-        out |= _face_miniature.seam(args.identities, max(args.pictures // args.identities, 1), say)
+        out |= _face_miniature.seam(min(args.identities, args.pictures), max(args.pictures // args.identities, 1), say)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}

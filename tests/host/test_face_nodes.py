@@ -586,6 +586,11 @@ def test_check_files_tells_all(nodes, folder):
     (folder / "swap").mkdir()
     swappers[0].rename(folder / "swap" / "mine.onnx")  # whatever its name and folder, it is there
     assert "missing for Face Swap" not in values(nodes["Likeness_CheckFiles"], hashes=False)[0]
+    (folder / "inswapper_128.onnx").write_bytes(b"cut off")
+    (folder / "swap" / "mine.onnx").rename(folder / "mine.txt")
+    assert "missing for Face Swap" not in values(nodes["Likeness_CheckFiles"], hashes=False)[0], "its line tells the fault"
+    (folder / "inswapper_128.onnx").unlink()
+    (folder / "mine.txt").rename(folder / "swap" / "mine.onnx")
     (folder / "swap" / "mine.onnx").unlink()
     assert "missing for Face Swap: inswapper_128.onnx" in values(nodes["Likeness_CheckFiles"], hashes=False)[0]
 
@@ -597,7 +602,10 @@ def test_a_pack_in_two_places_is_one(nodes, folder):
     shutil.copy(whole / "det_10g.onnx", part)
     models, text = values(nodes["Likeness_LoadFaceModels"], pack="buffalo_l", backend="onnxruntime")
     assert models.space == "w600k_r50" and text.count("det_10g.onnx") == 1
-    (whole / "det_10g.onnx").unlink()
+    assert text.splitlines()[0].endswith(f"from {whole} and {part}")
+    (part / "det_10g.onnx").write_bytes(b"cut off")  # beside the whole one it does no harm
+    assert values(nodes["Likeness_LoadFaceModels"], pack="buffalo_l", backend="onnxruntime")[0].space == "w600k_r50"
+    shutil.move(whole / "det_10g.onnx", part / "det_10g.onnx")
     assert values(nodes["Likeness_LoadFaceModels"], pack="buffalo_l", backend="onnxruntime")[0].space == "w600k_r50"
 
 

@@ -188,6 +188,8 @@ def test_faces_keep_their_seats():
     assert smooth.seats(video) == [[0, 1], [1, 0], [1], [1, 2, 0], [2, 1]]
     gone = [(left[0], right[0]), (right[1],), (), (right[2],), (right[3], left[3])]
     assert smooth.seats(gone) == [[0, 1], [1], [], [1], [1, 0]], "who was missed for a picture takes nobody's seat"
+    walks_in = [(left[0], right[0]), (right[1], third[1]), (left[2], right[2], third[2])]
+    assert smooth.seats(walks_in) == [[0, 1], [1, 2], [0, 1, 2]], "a newcomer takes nobody's seat while the shot goes on"
     strangers = [(A, B), (face(200, 120, 30, 21), face(20, 20, 30, 22)), ()]
     assert smooth.seats(strangers) == [[0, 1], [0, 1], []]
 

@@ -1,4 +1,4 @@
-"""A host on which insightface, onnx and onnx2torch are not installed: every method but the faces runs."""
+"""A host without insightface, onnx, onnx2torch and onnxruntime: the miniature's methods run, the faces say how to install."""
 from __future__ import annotations
 
 import pytest
