@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .first_stage import PATCH
 from .scenery import draw_scenes
 from .shapes import UNIT
 from .solids import KINDS, draw_solids, outline_scale
@@ -19,7 +20,6 @@ REFERENCE = (30.0, 25.0)  # azimuth and elevation of the camera of every referen
 AZIMUTH, ELEVATION, DISTANCE = 60.0, 20.0, (-0.15, 0.3)  # degrees both ways; how much nearer and further away
 SHARE = 200 / 256  # of the canvas that the object takes, as the authors prepare references
 SIDES = (40, 48, 56)  # of boxes, in pixels
-CELL = 8
 EASY_BOX = (8, 8, 56, 56)
 _BLOCK = 256
 
@@ -83,8 +83,8 @@ def draw_cameras(n: int, generator: torch.Generator) -> Rows:
 def draw_boxes(n: int, generator: torch.Generator) -> Tensor:
     """(n, 4) square boxes x0 y0 x1 y1 on the cells, inside the frame."""
     side = torch.tensor(SIDES)[torch.randint(0, len(SIDES), (n,), generator=generator)]
-    free = (int(UNIT) - side) // CELL + 1
-    place = (torch.rand(n, 2, generator=generator) * free[:, None]).long() * CELL
+    free = (int(UNIT) - side) // PATCH + 1
+    place = (torch.rand(n, 2, generator=generator) * free[:, None]).long() * PATCH
     return torch.cat([place, place + side[:, None]], 1)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from .first_stage import PATCH
 
 KINDS = ("cat", "dog", "bear", "bunny", "robot", "duck")
 COLOURS = {
@@ -25,7 +26,6 @@ PATTERNS = ("striped", "half", "round belly")
 ACCESSORIES = ("none", "hat", "scarf")
 SCENES = ("on the beach", "in the forest", "at night", "in the snow", "in a room")
 PLACES = ("left", "center", "right")
-CELL = 8.0  # pixels of a latent cell
 PLACE_X = torch.tensor([16.0, 32.0, 48.0])
 SIZES = ("small", "big")
 IDENTITY_KEYS = ("kind", "colour", "second", "pattern", "accessory", "accent")
@@ -137,7 +137,7 @@ def draw_poses(n: int, generator: torch.Generator, variation: Variation = EASY) 
     turn = signed[:, 2].sign() if variation.cells else signed[:, 2]
     return {
         "place": place,
-        "dx": signed[:, 0] * variation.offset, "dy": signed[:, 1] * variation.offset - CELL * up,
+        "dx": signed[:, 0] * variation.offset, "dy": signed[:, 1] * variation.offset - PATCH * up,
         "turn": turn * variation.turn,
         "size": size if variation.sizes else torch.full_like(size, 2),
         "mirror": mirror if variation.mirror else torch.zeros_like(mirror),

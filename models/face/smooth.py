@@ -1,6 +1,7 @@
 """Faces of a video: the same face from picture to picture, and its points steadied."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 
 import torch
@@ -19,22 +20,29 @@ def _overlap(a: Tensor, b: Tensor) -> float:
     return common / whole if whole > 0 else 0.0
 
 
+def _alike(a: Face, b: Face) -> float | None:
+    """Similarity of two faces, None where one of them was not recognised."""
+    return None if a.embedding is None or b.embedding is None else likeness(a, b)
+
+
+def _best_first(pairs: Iterable[tuple[float, int, int]]) -> dict[int, int]:
+    """(share, a, b) of all that may go together -> a: b, each of them once, the largest share first."""
+    out: dict[int, int] = {}
+    for _, a, b in sorted(pairs, reverse=True):
+        if a not in out and b not in out.values():
+            out[a] = b
+    return out
+
+
 def tracks(frames: list[tuple[Face, ...]]) -> list[list[tuple[int, int]]]:
     """Chains of (picture, place) of one face through neighbouring pictures; a cut or a gap begins a new chain."""
     chains: list[list[tuple[int, int]]] = []
     open_chains: list[list[tuple[int, int]]] = []
     for number, frame in enumerate(frames):
-        pairs = sorted(((_overlap(frames[number - 1][chain[-1][1]].box, face.box), index, place)
-                        for index, chain in enumerate(open_chains) for place, face in enumerate(frame)), reverse=True)
-        taken: dict[int, list[tuple[int, int]]] = {}
-        used: set[int] = set()
-        for share, index, place in pairs:
-            before, face = frames[number - 1][open_chains[index][-1][1]], frame[place]
-            known = before.embedding is not None and face.embedding is not None
-            other = known and likeness(before, face) < SAME
-            if share >= NEAR and not other and index not in used and place not in taken:
-                taken[place] = open_chains[index]
-                used.add(index)
+        before = [frames[number - 1][chain[-1][1]] for chain in open_chains]
+        pairs = [(share, index, place) for index, was in enumerate(before) for place, face in enumerate(frame)
+                 if (share := _overlap(was.box, face.box)) >= NEAR and ((alike := _alike(was, face)) is None or alike >= SAME)]
+        taken = {place: open_chains[index] for index, place in _best_first(pairs).items()}
         for place in range(len(frame)):
             if place not in taken:
                 taken[place] = []
@@ -94,10 +102,5 @@ def seats(frames: list[tuple[Face, ...]]) -> list[list[int]]:
 
 def _returning(coming: dict[int, Face], gone: dict[int, Face]) -> dict[int, int]:
     """place -> seat of those who had one before, the likest pair first."""
-    pairs = sorted(((likeness(face, before), place, seat) for place, face in coming.items() for seat, before in gone.items()
-                    if face.embedding is not None and before.embedding is not None), reverse=True)
-    out: dict[int, int] = {}
-    for share, place, seat in pairs:
-        if share >= SAME and place not in out and seat not in out.values():
-            out[place] = seat
-    return out
+    return _best_first((alike, place, seat) for place, face in coming.items() for seat, before in gone.items()
+                       if (alike := _alike(face, before)) is not None and alike >= SAME)

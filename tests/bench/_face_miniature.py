@@ -54,7 +54,7 @@ def heads(count: int, packs: list[Path], log: Any) -> dict[str, Any]:
     drawn = lessons.draw_swaps(count + GALLERY, torch.Generator().manual_seed(78), training=False)
     with torch.inference_mode():  # as the host runs nodes
         every = [swapped(drawn, pack, Paste(1, "box")) for pack in packs]
-        fresh, _ = swapped(drawn, packs[0], Paste(2))
+        default, _ = swapped(drawn, packs[0], Paste(2))
 
     def seen(pictures: Tensor, points: Tensor) -> Tensor:
         return lessons.embed(judge, (demo_faces.crops(pictures, points, 128) * 255).round().to(torch.uint8))
@@ -69,16 +69,15 @@ def heads(count: int, packs: list[Path], log: Any) -> dict[str, Any]:
     def named_as(rows: Tensor) -> Tensor:
         return look[gallery][(rows @ source[gallery].T).argmax(1)]
 
-    shares = [(named_as(seen(done, drawn.points)) == look).float()[free].tolist() for done, _ in every]
+    made = [seen(done, drawn.points) for done, _ in every]
+    shares = [(named_as(rows) == look).float()[free].tolist() for rows in made]
     out["swap_retrieval_packs"] = [[round(number, 4) for number in (sum(right) / len(right), *interval(right))]
                                    for right in shares]
     together = [sum(hits) / len(hits) for hits in zip(*shares, strict=True)]  # the packs are judged on the same pictures
     out["swap_retrieval_all"] = sum(together) / len(together)
     out["swap_retrieval_all_lo"], out["swap_retrieval_all_hi"] = interval(together)
-    for name, pictures, points in (("before", drawn.head, drawn.points), ("swap", every[0][0], drawn.points),
-                                   ("default", fresh, drawn.points), ("truth", drawn.swapped, drawn.points),
-                                   ("source", drawn.source, drawn.source_points)):
-        rows = seen(pictures, points)
+    for name, rows in (("before", seen(drawn.head, drawn.points)), ("swap", made[0]), ("default", seen(default, drawn.points)),
+                       ("truth", seen(drawn.swapped, drawn.points)), ("source", source)):
         named = named_as(rows)
         # a stranger's face for the right one: what the judge gives when nothing was learned
         for what, wanted in ((name, look), *([("stranger", look.roll(1))] if name == "swap" else ())):

@@ -24,7 +24,7 @@ def bare(scene: Tensor) -> Tensor:
     return draw_scenes(scene, torch.full((scene.shape[0], 8), 0.5))
 
 
-def inside(box: Tensor, air: int = views.CELL) -> Tensor:
+def inside(box: Tensor, air: int = views.PATCH) -> Tensor:
     """(n, 64, 64) of boxes with a cell of air round them."""
     axis = torch.arange(64)
     low, high = box[:, None, :2] - air, box[:, None, 2:] + air

@@ -292,6 +292,9 @@ def test_a_swap_touches_its_mask_and_nothing_else():
         assert (picture != before).any(-1)[covered > 0.5].float().mean() > 0.95, kind
 
 
+SWAP_128 = SWAP._replace(inputs=(("target", (1, 3, 128, 128)), ("source", (1, 4))))
+
+
 def test_colours_are_those_of_the_face_alone(monkeypatch):
     seen = []
     monkeypatch.setattr(swap, "match", lambda fake, real, flat, share: seen.append(flat) or fake)
@@ -301,9 +304,6 @@ def test_colours_are_those_of_the_face_alone(monkeypatch):
     oval = masks.hull_mask(geometry.pixel_points((0, 0, 128, 128)), 128, 0.0, None)
     torch.testing.assert_close(seen[0], oval, atol=1e-3, rtol=0)
     assert 0.3 < oval.mean() < 0.45
-
-
-SWAP_128 = SWAP._replace(inputs=(("target", (1, 3, 128, 128)), ("source", (1, 4))))
 
 
 @pytest.mark.parametrize("larger", [1, 3])

@@ -96,7 +96,7 @@ def test_cameras_and_boxes_keep_to_their_ranges():
     assert drawn.camera["elevation"].abs().max() <= views.ELEVATION
     low, high = views.DISTANCE
     assert low <= drawn.camera["distance"].min() and drawn.camera["distance"].max() <= high
-    assert (drawn.box % views.CELL == 0).all() and drawn.box.min() == 0 and drawn.box.max() == 64
+    assert (drawn.box % views.PATCH == 0).all() and drawn.box.min() == 0 and drawn.box.max() == 64
     assert set((drawn.box[:, 2] - drawn.box[:, 0]).tolist()) == set(views.SIDES)
 
 
