@@ -76,7 +76,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     # Features of another base or encoder would be trained on without a sign.
     frozen = [files.sha256(path) for path in (weights / "base.safetensors", *paths)]
     variation = miniature_world(weights)
-    drawn = (pairs, LESSONS_SEED, variation, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT)
+    drawn = (pairs, LESSONS_SEED, variation, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT, lessons.CELLS)
     drawn += (correlate,) if correlate else ()
     same_run(out, {"weights": frozen, "lessons": cache_key(drawn)})
     result_path = out / "adapter.safetensors"
@@ -98,7 +98,8 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                 index = torch.randint(0, pairs, (n,), generator=generator)
                 captions, words = lessons.told(data, index, generator)
                 features = [(c[index].float(), p[index].float()) for c, p in data.features]
-                return Batch(None, None, data.latents[index], captions, words, features, data.embeds[index])
+                return Batch(None, None, data.latents[index], captions, words, features, data.embeds[index],
+                             data.mask[index])
 
         task = CustAnyTask(base, config, train_config, base.hashes)
         begin_with(task, start)

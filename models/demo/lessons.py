@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import world
@@ -21,6 +22,7 @@ OTHER_KIND, GARMENT = 0.2, 0.45  # share of pairs; GARMENT counts among those th
 REFERENCE_VARIATION = Variation(turn=0.1, mirror=True)  # what a reference may look like
 CORRELATED = ("mirror", "turn")  # what a cropped reference can tell of a pose, and no caption names
 _BLOCK = 256
+CELLS = 8
 
 Features = list[tuple[Tensor, Tensor]]
 
@@ -34,6 +36,7 @@ class Lessons(NamedTuple):
     pose: Rows
     scene: Tensor
     garment: Tensor  # (n,) True where the reference is the accessory alone
+    mask: Tensor     # (n, 8, 8) share of each latent cell that the word's object covers
 
 
 class Pair(NamedTuple):
@@ -82,6 +85,11 @@ def draw_pairs(n: int, generator: torch.Generator, variation: Variation, seen: V
     return Pair(target.picture, reference, identity, pose, scene, garment, mask)
 
 
+def covered(pair: Pair) -> Tensor:
+    """(n, 8, 8) how much of each latent cell of the target the word's object covers."""
+    return F.adaptive_avg_pool2d(pair.mask[:, None], CELLS)[:, 0]
+
+
 def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], Tensor],
             features: Callable[[Tensor], Features], embed: Callable[[Tensor], Tensor], correlate: float = 0.0) -> Lessons:
     """n pairs with all that the frozen networks say of them, so that a training step needs none of them; on the CPU."""
@@ -91,12 +99,13 @@ def prepare(n: int, seed: int, variation: Variation, encode: Callable[[Tensor], 
         pair = draw_pairs(min(_BLOCK, n - start), generator, variation, correlate=correlate)
         tokens = [(c.half().cpu(), p.half().cpu()) for c, p in features(pair.reference)]
         parts.append(Lessons(encode(pair.target).cpu(), embed(pair.target).cpu(), tokens, pair.identity, pair.pose, pair.scene,
-                             pair.garment))
+                             pair.garment, covered(pair)))
     joined = [(torch.cat([p.features[e][0] for p in parts]), torch.cat([p.features[e][1] for p in parts]))
               for e in range(len(parts[0].features))]
     return Lessons(torch.cat([p.latents for p in parts]), torch.cat([p.embeds for p in parts]), joined,
                    world.join([p.identity for p in parts]), world.join([p.pose for p in parts]),
-                   torch.cat([p.scene for p in parts]), torch.cat([p.garment for p in parts]))
+                   torch.cat([p.scene for p in parts]), torch.cat([p.garment for p in parts]),
+                   torch.cat([p.mask for p in parts]))
 
 
 def told(lessons: Story, index: Tensor, generator: torch.Generator) -> tuple[list[str], list[str]]:

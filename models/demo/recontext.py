@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import world
-from .lessons import GARMENT, OTHER_KIND, draw_pairs
+from .lessons import CELLS, GARMENT, OTHER_KIND, covered, draw_pairs
 from .world import Rows, Variation
 
 BLOCK = 128
-CELLS = 8
 # at the start and at the end of the curriculum: turn in radians, largest margin as a share of the creature
 STAGES = ((0.05, 0.1), (0.2, 0.4))
 NEARNESS = 2  # power of the margin's draw: most stand near at any time, since a far one of 64 pixels hardly shows who it is
@@ -51,9 +49,8 @@ def prepare(n: int, seed: int, variation: Variation, side: int, encode_image: Ca
         margin = STAGES[0][1] + (most - STAGES[0][1]) * torch.rand(count, generator=generator) ** NEARNESS
         pair = draw_pairs(count, generator, variation, Variation(turn=turn, mirror=True), margin, side)
         deep, local = encode(pair.reference)
-        mask = F.adaptive_avg_pool2d(pair.mask[:, None], CELLS)[:, 0]
-        parts.append(Recontext(encode_image(pair.target).cpu(), deep.half().cpu(), local.half().cpu(), mask, pair.identity,
-                               pair.pose, pair.scene, pair.garment))
+        parts.append(Recontext(encode_image(pair.target).cpu(), deep.half().cpu(), local.half().cpu(), covered(pair),
+                               pair.identity, pair.pose, pair.scene, pair.garment))
     tensors = {name: torch.cat([getattr(part, name) for part in parts])
                for name in ("latents", "deep", "local", "mask", "scene", "garment")}
     return Recontext(identity=world.join([part.identity for part in parts]), pose=world.join([part.pose for part in parts]),

@@ -19,6 +19,7 @@ from ..custany.layers import replace_word, word_mean
 from .base import Base, Batch, Features, Middle
 from .config import DROPS, TrainConfig
 from .data import FolderData
+from .emphasis import loss_weight, timesteps
 
 logger = logging.getLogger("likeness")
 LOSSES = ("normal", "decouple", "contrast")
@@ -108,9 +109,10 @@ class CustAnyTask:
             if latents is None:
                 latents = base.encode_image(_pixels(batch.target, "target").to(base.device))
             latents = latents.to(base.device)
-            t = base.timesteps(n, generator)
+            t = timesteps(base, n, self.train.noisiest_of, generator)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             x_t, target, weight = base.noised(latents, t, noise)
+            weight = loss_weight(weight, batch.mask, latents, self.train.subject_weight)
             first, count = first.to(rows.device), count.to(rows.device)
             word = word_mean(rows, first, count)
             word_on = word_on.to(word) * (first >= 0)

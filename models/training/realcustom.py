@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ..common import files
 from ..common.attention import sdpa
 from ..common.errors import LikenessError
-from ..custany.losses import denoise, over_channels
+from ..custany.losses import denoise
 from ..realcustom.adapter import RealCustom, release_names
 from ..realcustom.config import RealCustomConfig, to_metadata
 from ..realcustom.projector import Projector
 from .base import Base, Batch, Cross
 from .config import TrainConfig
+from .emphasis import loss_weight, timesteps
 
 MASKED = 0.5   # share of samples that learn under a mask, as the word's mask will limit them later
 AREA = 0.22    # share of the picture that such a mask takes, as the live one does in the workflows
@@ -63,22 +64,14 @@ class RealCustomTask:
             if latents is None:
                 latents = base.encode_image(_there(batch.target, "target").to(base.device))
             latents = latents.to(base.device)
-            t = self._timesteps(n, generator)
+            t = timesteps(base, n, self.train.noisiest_of, generator)
             x_t, target, weight = base.noised(latents, t, torch.randn(latents.shape, generator=generator).to(latents))
             mask = self._mask(batch, generator)
         tokens = self.adapter.encode(features)
-        loss = denoise(base.denoise(x_t, t, rows, cross=self._cross(tokens, mask)), target, self._weight(weight, batch, latents))
+        weight = loss_weight(weight, batch.mask, latents, self.train.subject_weight)
+        loss = denoise(base.denoise(x_t, t, rows, cross=self._cross(tokens, mask)), target, weight)
         loss.backward()
         return {"total": float(loss.detach())}
-
-    def _timesteps(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) the noisiest of `noisiest_of` draws each."""
-        draws = self.train.noisiest_of
-        if draws == 1:
-            return self.base.timesteps(n, generator)
-        # mixed, since a base may spread its draws evenly in order
-        t = self.base.timesteps(draws * n, generator)
-        return t[torch.randperm(draws * n, generator=generator).to(t.device)].view(draws, n).amax(0)
 
     def _features(self, batch: Batch, black: Tensor) -> list[Tensor]:
         if batch.features is not None:
@@ -100,14 +93,6 @@ class RealCustomTask:
         best = share.topk(max(1, round(AREA * share.shape[1])), 1).indices
         places = torch.zeros_like(share).scatter_(1, best, 1.0).view_as(batch.mask)[:, None]
         return torch.where(limited.view(-1, 1, 1, 1), places, 1.0).to(self.base.device)
-
-    def _weight(self, weight: Tensor | None, batch: Batch, latents: Tensor) -> Tensor | None:
-        """The base's weight, times 1 + subject_weight * mask where the data knows where the subject is."""
-        if batch.mask is None or not self.train.subject_weight:
-            return weight
-        inside = F.adaptive_avg_pool2d(batch.mask[:, None].float().to(latents.device), (latents.shape[-2], latents.shape[-1]))
-        more = 1 + self.train.subject_weight * inside
-        return more if weight is None else more * over_channels(weight, latents.ndim)
 
     def _cross(self, tokens: Tensor, mask: Tensor | None) -> Cross:
         known = dict(self.config.layers)

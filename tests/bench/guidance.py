@@ -109,7 +109,7 @@ def memory() -> dict[str, int]:
 
 def main(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="dev.py bench guidance")
-    rows = ("counts", "memory", "located", "quality", "sdxl")
+    rows = ("counts", "memory", "located", "quality", "sdxl", "sd15")
     parser.add_argument("--only", choices=rows, nargs="*", default=["counts", "memory", "located", "quality"])
     parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="files of several training seeds")
     parser.add_argument("--threads", type=int, default=2)
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if "quality" in args.only:
         from _guidance_quality import quality
         out |= quality(args.adapters, args.out)
-    if "sdxl" in args.only:
-        from _guidance_sdxl import overhead
-        out |= overhead(args.threads, STEPS, REFRESH)
+    for family in [word for word in ("sdxl", "sd15") if word in args.only]:
+        from _guidance_shapes import overhead
+        out |= overhead(family, args.threads, STEPS, REFRESH)
     return out

@@ -15,10 +15,10 @@ from harness.paths import ROOT, HarnessError
 # method, family -> GiB of free memory below which the row is not begun
 ROWS = {("custany", "sd15"): 10, ("custany", "sdxl"): 20, ("inversion", "sd15"): 7, ("inversion", "sdxl"): 16,
         ("instantid", "sdxl"): 14, ("photomaker", "sdxl"): 12, ("realcustom", "sdxl"): 16,
-        ("customnet", "256"): 8}
+        ("realcustom", "sd15"): 7, ("customnet", "256"): 8}
 # Each has a function of the method's name: family, threads -> numbers of the row.
 MODULES = {"custany": "_shapes", "inversion": "_shapes_inversion", "instantid": "_portrait_shapes",
-           "photomaker": "_portrait_shapes", "realcustom": "_guidance_sdxl",
+           "photomaker": "_portrait_shapes", "realcustom": "_guidance_shapes",
            "customnet": "_shapes"}
 
 

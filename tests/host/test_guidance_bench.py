@@ -13,7 +13,7 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 @pytest.fixture
-def bench(monkeypatch: Any) -> Any:
+def bench(host: Any, monkeypatch: Any) -> Any:
     """By name: a part of the bench, with tests/bench on the path as in every bench."""
     monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module
@@ -42,9 +42,10 @@ def test_the_word_on_similarity_and_control(bench, lows, word):
     assert bench("_guidance_quality").together(numbers | {"retrieval_no_mask_hi": 0.5, "scene_no_mask_hi": 0.5}) == word
 
 
-def test_the_cost_is_the_median_of_three(bench, monkeypatch):
+@pytest.mark.parametrize("family", ("sdxl", "sd15"))
+def test_the_cost_is_the_median_of_three(bench, monkeypatch, family):
     """At the true shapes a call takes a minute: here a network of nothing, and a clock that says 1, 9, 2 seconds."""
-    rows = bench("_guidance_sdxl")
+    rows = bench("_guidance_shapes")
     assert (rows.STEPS, rows.REFRESH, rows.REPEATS) == (25, 12, 3)
     seen: list[Any] = []
 
@@ -52,14 +53,15 @@ def test_the_cost_is_the_median_of_three(bench, monkeypatch):
         def __init__(self, **settings: Any):
             super().__init__()
 
-        def forward(self, x: Any, t: Any, transformer_options: Any, **more: Any) -> Any:
+        def forward(self, x: Any, t: Any, context: Any, y: Any, transformer_options: Any) -> Any:
+            assert (context.shape[2], y is None) == ((2048, False) if family == "sdxl" else (768, True))
             seen.append(transformer_options)
             return x
     ticks = iter([time for seconds in (5, *(1, 9, 2) * 4) for time in (0.0, float(seconds))])
     monkeypatch.setattr(rows, "UNetModel", Nothing)
     monkeypatch.setattr(rows, "attention_blocks", lambda holder: {"output.3.0": 8})
     monkeypatch.setattr(rows, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    numbers = rows.realcustom("sdxl", 1)
+    numbers = rows.realcustom(family, 1)
     assert (numbers["plain_step_s"], numbers["injected_step_s"], numbers["ratio"], numbers["pass_s"]) == (2, 2, 1, 2)
     shared = [options[rows.MADE] for options in seen if rows.MADE in options]
     assert len(shared) == 1 + 3 and len({id(one) for one in shared}) == 4, "new in every call"

@@ -7,6 +7,7 @@ HOSTING, REALCUSTOM, TRAINING = "models/hosting/", "models/realcustom/", "models
 GOLDEN = ("tests/host/test_guidance_golden.py",)
 RUN = "nodes/training_realcustom.py"
 TRAIN = ("tests/unit/test_training_realcustom.py",)
+EMPHASIS = ("tests/unit/test_training_emphasis.py",)
 HOST_TRAIN = ("tests/host/test_training_realcustom.py::test_what_a_run_of_the_recipe_is_made_of",)
 
 
@@ -141,11 +142,15 @@ MUTATIONS = [
              "norm.bias.sub_(norm.weight * normed * own)", "norm.bias.sub_(0 * normed)", TRAIN),
     Mutation("evening out leaves the norms' sizes", REALCUSTOM + "adapter.py", "norm.weight.mul_(own)", "norm.weight.mul_(1)",
              TRAIN),
-    Mutation("the noisiest of draws that stand in order", TRAINING + "realcustom.py",
+    Mutation("the noisiest of draws that stand in order", TRAINING + "emphasis.py",
              "return t[torch.randperm(draws * n, generator=generator).to(t.device)].view(draws, n).amax(0)",
-             "return t.view(draws, n).amax(0)", TRAIN),
-    Mutation("the subject's place counts as every other", TRAINING + "realcustom.py",
-             "more = 1 + self.train.subject_weight * inside", "more = 1 + 0 * inside", TRAIN),
+             "return t.view(draws, n).amax(0)", EMPHASIS),
+    Mutation("the subject's place counts as every other", TRAINING + "emphasis.py", "counts = 1 + more * inside",
+             "counts = 1 + 0 * inside", EMPHASIS),
+    Mutation("CustAny's loss knows no mask", TRAINING + "custany.py",
+             "weight = loss_weight(weight, batch.mask, latents, self.train.subject_weight)", "pass", EMPHASIS),
+    Mutation("CustAny takes every timestep alike", TRAINING + "custany.py",
+             "t = timesteps(base, n, self.train.noisiest_of, generator)", "t = base.timesteps(n, generator)", EMPHASIS),
     Mutation("the mask of a small word has no neighbours", TRAINING + "realcustom.py",
              "share = (share + 1e-3 * F.avg_pool2d(share[:, None], 5, 1, 2)[:, 0]).flatten(1)", "share = share.flatten(1)",
              TRAIN),

@@ -46,7 +46,8 @@ def test_no_caption_tells_where_a_creature_faces():
     told = []
     for mirror in (0, 1):
         pose = {**pair.pose, "mirror": torch.full((16,), mirror)}
-        data = lessons.Lessons(pair.target, pair.target, [], pair.identity, pose, pair.scene, pair.garment)
+        data = lessons.Lessons(pair.target, pair.target, [], pair.identity, pose, pair.scene, pair.garment,
+                               lessons.covered(pair))
         told.append(lessons.told(data, torch.arange(16), torch.Generator().manual_seed(0)))
     assert told[0] == told[1]
 

@@ -113,37 +113,6 @@ def test_the_mask_of_a_small_word_takes_its_neighbours():
     assert len(near) and bool((near[:, 4, 3:6] == 1).all()) and bool((near[:, 2:7, 1:8].sum((1, 2)) == 14).all())
 
 
-def test_the_loss_counts_more_inside_the_subject():
-    """By hand: 1 + 3 m, times the base's weight for a channel; a batch without masks counts everywhere alike."""
-    batch, latents = Source().batch(2, seeded()), torch.zeros(2, 4, 4, 4)
-    here = torch.zeros(2, 8, 8)
-    here[:, :2, :2] = 1.0
-    here[:, 2:4, :1] = 1.0
-    own = task(subject_weight=3.0)
-    want = torch.ones(2, 1, 4, 4)
-    want[:, :, 0, 0], want[:, :, 1, 0] = 4.0, 2.5
-    assert torch.equal(own._weight(None, batch._replace(mask=here), latents), want)
-    channels = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert torch.equal(own._weight(channels, batch._replace(mask=here), latents), want * channels.view(1, 4, 1, 1))
-    assert own._weight(channels, batch, latents) is channels and task()._weight(None, batch._replace(mask=here), latents) is None
-
-
-def test_the_noisiest_of_some_draws_is_taken(monkeypatch):
-    """Density k t^(k - 1), mean k / (k + 1) of the range, also where a base spreads its draws evenly in order."""
-    for draws in (1, 3):
-        own, seen = task(noisiest_of=draws), []
-
-        def noised(latents, t, noise, seen=seen):
-            seen.append(t)
-            raise RuntimeError("enough")
-        monkeypatch.setattr(own.base, "timesteps",
-                            lambda n, generator: (torch.arange(n) + torch.rand(n, generator=generator)) / n)
-        monkeypatch.setattr(own.base, "noised", noised)
-        with pytest.raises(RuntimeError, match="enough"):
-            own.step(Source().batch(4000, seeded()), seeded())
-        assert abs(float(seen[0].mean()) - draws / (draws + 1)) < 0.02
-
-
 def test_encoders_of_different_size_begin_on_equal_terms():
     """The projector reads x as it read (x - mean) / deviation before; what the norms give has the same size in every channel."""
     own, generator = task(), seeded(4)

@@ -1,4 +1,5 @@
-"""What the guidance costs at SDXL's true shapes with random weights: seconds of each kind of call, put together over a run."""
+"""What the guidance costs at the true shapes of SDXL and SD1.5 with random weights: seconds of each kind of call, put together
+over a run."""
 from __future__ import annotations
 
 import time
@@ -26,15 +27,15 @@ TOKENS, REPEATS = 729, 3
 SUBJECT, BLACK = 5, 4
 
 
-def overhead(threads: int, steps: int, refresh: int) -> dict[str, Any]:
+def overhead(family: str, threads: int, steps: int, refresh: int) -> dict[str, Any]:
     """Seconds of a plain CFG step, one under a live mask and a guidance pass, whole and ended early, each the median of three;
     their sum over a run."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    size = SIZES["sdxl"]
+    size, shape = SIZES[family], CONFIGS[family]
     with torch.inference_mode():
         unet = UNetModel(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False,
-                         dtype=torch.float32, operations=comfy.ops.disable_weight_init, **CONFIGS["sdxl"])
+                         dtype=torch.float32, operations=comfy.ops.disable_weight_init, **shape)
         for parameter in unet.parameters():  # cheap random numbers: only the time counts, but no NaN may slow it down
             parameter.uniform_(-0.01, 0.01)
         layers = attention_blocks(SimpleNamespace(get_model_object=lambda name: unet))
@@ -46,7 +47,8 @@ def overhead(threads: int, steps: int, refresh: int) -> dict[str, Any]:
         injection = ImageInjection(plan)
 
         def run(rows: int, options: dict[str, Any], side: int = size) -> float:
-            x, context, y = torch.randn(rows, 4, side, side), torch.randn(rows, 77, 2048), torch.randn(rows, 2816)
+            x, context = torch.randn(rows, 4, side, side), torch.randn(rows, 77, shape["context_dim"])
+            y = torch.randn(rows, shape["adm_in_channels"]) if shape["adm_in_channels"] else None
             begin = time.perf_counter()
             try:
                 unet(x, torch.full((rows,), 500.0), context=context, y=y, transformer_options=options)
@@ -73,15 +75,16 @@ def overhead(threads: int, steps: int, refresh: int) -> dict[str, Any]:
         plain, under = typical(2, lambda: {"cond_or_uncond": [1, 0]}), typical(2, guided)
         whole, early = typical(1, lambda: looking(False)), typical(1, lambda: looking(True))
     base = steps * plain
-    return {"overhead_sdxl": round((steps * under + refresh * whole) / base, 4),
-            "overhead_sdxl_early_end": round((steps * under + refresh * early) / base, 4),
-            "seconds_plain": round(plain, 2), "seconds_guided": round(under, 2), "seconds_pass": round(whole, 2),
-            "seconds_pass_early": round(early, 2), "peak_ram_gib": round(peak_ram(), 2)}
+    return {f"overhead_{family}": round((steps * under + refresh * whole) / base, 4),
+            f"overhead_{family}_early_end": round((steps * under + refresh * early) / base, 4),
+            f"seconds_plain_{family}": round(plain, 2), f"seconds_guided_{family}": round(under, 2),
+            f"seconds_pass_{family}": round(whole, 2), f"seconds_pass_early_{family}": round(early, 2),
+            f"peak_ram_gib_{family}": round(peak_ram(), 2)}
 
 
-def realcustom(_: str, threads: int) -> dict[str, float]:
+def realcustom(family: str, threads: int) -> dict[str, float]:
     """The row of `bench shapes`: keys and values of the subject and of the black picture, under a live mask."""
-    numbers = overhead(threads, STEPS, REFRESH)
-    return {"peak_ram_gib": numbers["peak_ram_gib"], "plain_step_s": numbers["seconds_plain"],
-            "injected_step_s": numbers["seconds_guided"], "ratio": numbers["seconds_guided"] / numbers["seconds_plain"],
-            "pass_s": numbers["seconds_pass"]}
+    numbers = overhead(family, threads, STEPS, REFRESH)
+    plain, guided, whole, peak = (numbers[f"{name}_{family}"] for name in
+                                  ("seconds_plain", "seconds_guided", "seconds_pass", "peak_ram_gib"))
+    return {"peak_ram_gib": peak, "plain_step_s": plain, "injected_step_s": guided, "ratio": guided / plain, "pass_s": whole}
