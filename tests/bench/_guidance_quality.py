@@ -5,51 +5,82 @@ renderer's own pictures: the nearest of 16 renders in each half.
 """
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _guidance_world import NEGATIVE, NOISES, World, injected, sampled
-from custany import candidates, interval, ratio  # tests/bench is on the path of every bench
+from _ablation_table import spread  # tests/bench is on the path of every bench
+from _guidance_world import CFG, NEGATIVE, NOISES, REFRESH, SCOPE, STEPS, World, injected, sampled
+from custany import candidates, ratio
 from torch import Tensor
 
+from likeness.models.common import files
 from likeness.models.demo import creatures, world
+from likeness.models.demo.cache import cache_key
 from likeness.models.demo.judge import likelihoods
 from likeness.models.hosting import adapters, demo
 from likeness.models.hosting.guidance_runs import RUNS
 
 PICTURES, SIDE, SHOWN = 256, 64, 8
 HALVES = tuple(torch.arange(SIDE).div(SIDE // 2, rounding_mode="floor").eq(half).float().expand(1, SIDE, SIDE) for half in (0, 1))
+PARTS = ("outside_near", "outside_far")  # what changes beyond the mask with it and without it
 Hits = dict[str, list[float]]
 
 
 def quality(paths: list[Path], folder: Path) -> dict[str, Any]:
-    """Rows of every adapter file together, the shipped one without any, and a sheet of pictures of the first."""
+    """Rows of every adapter file, one a training seed, the shipped one without any, and a sheet of the first's pictures."""
     paths = paths or [demo.WEIGHTS / demo.METHODS["RealCustom++"][0]]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         return {"quality": f"not measured: {', '.join(missing)} missing; python dev.py train demo realcustom makes it"}
-    hits: Hits = {}
     with torch.inference_mode():
-        world_, plain, rows = World(), {}, []
-        for path in paths:
-            one = Rows(world_, adapters.load_adapter(path), plain, -(-PICTURES // (16 * NOISES * len(paths))))
-            for name, values in one.all().items():
-                hits.setdefault(name, []).extend(values)
-            rows.append(one)
+        world_, plain = World(), {}
+        found = [kept(world_, path, plain, folder) for path in paths]
         right = alike_on_renders()
-        save_sheet(rows[0].shown, folder / "guidance.png")
-    near, far = hits.pop("outside_near"), hits.pop("outside_far")
+    shutil.copyfile(found[0][1], folder / "guidance.png")
     out: dict[str, Any] = {"adapters": len(paths), "judge_on_renders": world_.judged, "two_subjects_on_renders": right,
                            "chance": round(1 / 16, 4), "two_subjects_chance": round(1 / 256, 4)}
-    for name, values in hits.items():
-        low, high = interval(values)
-        out |= {name: round(sum(values) / len(values), 4), f"{name}_lo": round(low, 4), f"{name}_hi": round(high, 4),
-                f"{name}_n": len(values)}
+    out |= numbers([hits for hits, _ in found])
+    return out | {"similarity_and_control": together(out)}
+
+
+def kept(world_: World, path: Path, plain: dict[int, Tensor], folder: Path) -> tuple[Hits, Path]:
+    """What was measured of one adapter and its sheet of pictures, from `folder` or made now: a bench that was stopped goes on."""
+    parts = (demo.WEIGHTS / f"{name}.safetensors" for name in ("base", "dino", "mae", "judge"))
+    key = cache_key([files.sha256(file) for file in (path, *parts)], PICTURES, NOISES, STEPS, CFG, SCOPE, REFRESH)
+    file, sheet = folder / f"quality_{key}.json", folder / f"quality_{key}.png"
+    if not (file.exists() and sheet.exists()):
+        rows = Rows(world_, adapters.load_adapter(path), plain, PICTURES // (16 * NOISES))
+        rows.all()
+        save_sheet(rows.shown, sheet)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(rows.hits), encoding="utf-8")
+        os.replace(part, file)
+    return json.loads(file.read_text(encoding="utf-8")), sheet
+
+
+def numbers(found: list[Hits]) -> dict[str, Any]:
+    """Mean, interval, count and each training seed's mean of every row; an entry of `found` is one seed's. Training seeds are
+    drawn anew for the interval, and pictures within each."""
+    out: dict[str, Any] = {}
+
+    def say(name: str, value: float, ends: tuple[float, float], each: list[float]) -> None:
+        out.update({name: round(value, 4), f"{name}_lo": round(ends[0], 4), f"{name}_hi": round(ends[1], 4),
+                    f"{name}_n": sum(len(hits[PARTS[0]] if name == "outside_change" else hits[name]) for hits in found)})
+        if len(each) > 1:
+            out[f"{name}_seeds"] = [round(mean, 4) for mean in each]
+    for name in found[0]:
+        if name not in PARTS:
+            values = torch.tensor([hits[name] for hits in found])
+            say(name, float(values.mean()), spread(values), values.mean(1).tolist())
+    near, far = ([value for hits in found for value in hits[part]] for part in PARTS)
     value, low, high = ratio(near, far)
-    return out | {"outside_change": round(value, 4), "outside_change_lo": round(low, 4), "outside_change_hi": round(high, 4),
-                  "outside_change_n": len(near), "similarity_and_control": together(out)}
+    say("outside_change", value, (low, high), [sum(hits[PARTS[0]]) / sum(hits[PARTS[1]]) for hits in found])
+    return out
 
 
 def together(numbers: dict[str, Any]) -> str:
@@ -79,12 +110,11 @@ class Rows:
     def note(self, name: str, hits: Tensor) -> None:
         self.hits.setdefault(name, []).extend(hits.float().tolist())
 
-    def all(self) -> Hits:
-        """Hits of every picture: with the mask, without it, with a shuffled reference; what changes outside; two subjects."""
+    def all(self) -> None:
+        """Notes the hits of every picture: with the mask, without, with a shuffled reference; what changes outside; two subjects."""
         for k in range(self.count):
             for j in range(self.prompts):
                 self.shown.append([self.references[k].movedim(-1, 0), *self.one(k, j), *self.two(k, j)])
-        return self.hits
 
     def kind(self, k: int) -> str:
         return world.KINDS[int(self.ids["kind"][k])]
@@ -105,7 +135,7 @@ class Rows:
             if not name:
                 masks = last_mask(latent)
         beyond = F.interpolate((masks == 0).float(), (SIDE, SIDE), mode="nearest")
-        for name, of in (("outside_near", ""), ("outside_far", "_no_mask")):  # what changes beyond the mask
+        for name, of in zip(PARTS, ("", "_no_mask"), strict=True):
             self.note(name, ((made[of] - plain).abs() * beyond).flatten(1).sum(1))
         self.note("mask_area_live", (masks > 0).float().flatten(1).mean(1))
         return [plain[0], made[""][0], masks[0].expand(3, -1, -1), made["_no_mask"][0]]

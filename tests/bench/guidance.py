@@ -113,7 +113,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--only", choices=rows, nargs="*", default=["counts", "memory", "located", "quality"])
     parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="files of several training seeds")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("output/bench"))
+    parser.add_argument("--out", type=Path, default=Path("output/bench"),
+                        help="folder of pictures and of the adapters measured before, which are not measured again")
     args = parser.parse_args(argv)
     out: dict[str, Any] = {"steps": STEPS, "refresh": REFRESH}
     if "counts" in args.only:

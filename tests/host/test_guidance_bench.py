@@ -65,3 +65,18 @@ def test_the_cost_is_the_median_of_three(bench, monkeypatch, family):
     assert (numbers["plain_step_s"], numbers["injected_step_s"], numbers["ratio"], numbers["pass_s"]) == (2, 2, 1, 2)
     shared = [options[rows.MADE] for options in seen if rows.MADE in options]
     assert len(shared) == 1 + 3 and len({id(one) for one in shared}) == 4, "new in every call"
+
+
+def test_training_seeds_stand_by_themselves_and_together(bench):
+    """Two seeds of four pictures: the mean of all, each seed's own, and an interval that knows how far seeds lie apart."""
+    rows = bench("_guidance_quality")
+
+    def seed(hits: list[float], near: float) -> dict[str, list[float]]:
+        return {"retrieval": hits, "outside_near": [near] * 4, "outside_far": [2.0] * 4}
+    one, other = seed([1.0] * 4, 1.0), seed([0.0] * 4, 0.5)
+    out = rows.numbers([one, other])
+    assert (out["retrieval"], out["retrieval_seeds"], out["retrieval_n"]) == (0.5, [1.0, 0.0], 8)
+    assert (out["retrieval_lo"], out["retrieval_hi"]) == (0.0, 1.0), "no picture of a seed tells of another seed"
+    assert (out["outside_change"], out["outside_change_seeds"], out["outside_change_n"]) == (0.375, [0.5, 0.25], 8)
+    alone = rows.numbers([one])
+    assert alone["retrieval"] == 1.0 and "retrieval_seeds" not in alone
