@@ -111,7 +111,7 @@ class Rows:
         self.hits.setdefault(name, []).extend(hits.float().tolist())
 
     def all(self) -> None:
-        """Notes the hits of every picture: with the mask, without, with a shuffled reference; what changes outside; two subjects."""
+        """Notes the hits of every picture: with the mask, without, with a shuffled reference; what changes outside; two."""
         for k in range(self.count):
             for j in range(self.prompts):
                 self.shown.append([self.references[k].movedim(-1, 0), *self.one(k, j), *self.two(k, j)])
