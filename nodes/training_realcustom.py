@@ -120,7 +120,7 @@ def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
     folder of the run holds one on another checkpoint or other encoders, or one that began with another adapter."""
     frozen = [files.sha256(path) for path in (args.checkpoint, *args.encoders)]
     same_run(args.out, {"weights": frozen, "begun_with": digest(args.start)})
-    base = load_checkpoint_base(args.checkpoint, args.encoders)
+    base = load_checkpoint_base(args.checkpoint, args.encoders, exact_gelu=True)
     config = config_of(base.width, base.layers, [item.config for item in base.encoders.items], SIDE)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
     settings = TrainConfig(seed=args.seed, **{"drop_reference": 0.1, **given})  # as the release's training code

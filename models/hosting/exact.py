@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
 
@@ -39,6 +40,10 @@ def single_step_sampler() -> Any:
 
 def _sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None, callback: Any = None,
             disable: bool | None = None) -> Tensor:
+    sampling = model.inner_model.inner_model.model_sampling
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        raise LikenessError("The release's sampler steps through the noise of Stable Diffusion, and this is a flow model; load "
+                            "an SDXL or SD1.5 checkpoint, or use core's euler.")
     rows = x.new_ones(x.shape[0])
 
     def note(step: int, x: Tensor, x0: Tensor) -> None:

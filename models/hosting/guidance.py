@@ -82,10 +82,14 @@ class Run:
                 if at_level or step not in steps:
                     steps[step] = masks[guidance.name]
 
-    def resting(self, names: set[str], x: Tensor) -> dict[str, Tensor]:
-        """Nowhere, for words whose prompts all rest at this noise (prompt editing): their negative rows wait for a mask too."""
-        held = {name for entry in self.entries if (stamp := stamp_of(entry)) is not None for name, _ in stamp.guides}
-        return {name: x.new_zeros(x.shape[0], 1, *x.shape[-2:]) for name in names & held}
+    def held(self, sigma: float | None = None) -> set[str]:
+        """The guidances whose word stands in a prompt, in one that acts at this noise where sigma is given (prompt editing)."""
+        return {name for entry in self.entries if (stamp := stamp_of(entry)) is not None and (sigma is None or acts(entry, sigma))
+                for name, _ in stamp.guides}
+
+    def nowhere(self, names: set[str], x: Tensor) -> dict[str, Tensor]:
+        """The mask of words whose prompts all rest: their negative rows wait for one too."""
+        return {name: x.new_zeros(x.shape[0], 1, *x.shape[-2:]) for name in names & self.held()}
 
     def words(self) -> dict[str, WordRun]:
         """What the recorder keeps."""
@@ -102,6 +106,11 @@ def step_of(sigma: float, schedule: Tensor | None) -> tuple[int, bool]:
     return step, not levels or abs(levels[step] - sigma) <= 1e-4 * sigma
 
 
+def acts(entry: dict[str, Any], sigma: float) -> bool:
+    """Whether the host runs a prompt at this noise."""
+    return entry.get("timestep_end", sigma) <= sigma <= entry.get("timestep_start", sigma)
+
+
 def _guide(executor, model, conds, x_in, timestep, model_options):
     """CALC_COND_BATCH: makes the masks that the rows of this call wait for, or hands on those that are there."""
     options = model_options.get("transformer_options", {})
@@ -116,11 +125,13 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
         return executor(model, conds, x_in, timestep, model_options)
     state = run.states.setdefault(_window(options), State())
     names = {guide.guidance.name for guide in acting}
-    # A call without the subject's own prompt (SAG's second look at the negative) takes the masks of its step.
+    resting = run.held() - run.held(sigma)
+    # At the noise of its step a call without the subject's own prompt (SAG's second look at the negative) takes the step's masks.
     holds_word = any(stamp.guides for stamp in stamps)
-    if not names <= state.masks.keys() or holds_word and not state.is_for(x_in, sigma):
-        _renew(executor, model, x_in, timestep, model_options, run, state, guides)
-    masks = {**options.get(GUIDANCE_KEY, {}), **run.resting(names - state.masks.keys(), x_in), **state.masks}
+    if not names - resting <= state.masks.keys() or state.sigma != sigma or holds_word and not state.is_for(x_in, sigma):
+        awake = [guide for guide in guides if guide.guidance.name not in resting]
+        _renew(executor, model, x_in, timestep, model_options, run, state, awake)
+    masks = {**options.get(GUIDANCE_KEY, {}), **run.nowhere(names - state.masks.keys(), x_in), **state.masks}
     options = {**options, GUIDANCE_KEY: masks}
     return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
@@ -146,7 +157,7 @@ def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options
     made = _pass(executor, model, x, timestep, model_options, run, asked, guides[0].layers) if asked else {}
     latent = (x.shape[-2], x.shape[-1])
     for name, one in due.items():
-        check_batch(one.mask, 0, x.shape[0], options)
+        check_batch(one.mask, 0, x.shape[0], options, "Guidance Mask Generator")
         if one.replace and one.mask is not None:
             state.alone[name] = fitted(one.mask, latent).to(x.device)
         elif name in made:

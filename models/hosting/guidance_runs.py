@@ -31,8 +31,8 @@ class Runs:
         """words: {name of a guidance: its masks}; the oldest run makes room."""
         key = latent_hash(latent)
         with self._lock:
-            self._runs.pop(key, None)
-            self._runs[key] = words
+            # two samplings that differ only in what changes nothing end at the same latent, each with names of its own
+            self._runs[key] = {**self._runs.pop(key, {}), **words}
             while len(self._runs) > KEPT:
                 self._runs.popitem(last=False)
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..common.errors import LikenessError
 from ..inversion.masks import fit_mask
-from .guidance import RUN, Guide
+from .guidance import LIST, RUN, Guide
 from .image_attention import ImageInjection
 from .injector import LocalInjection
-from .stamps import KEY, numbers, stamped
+from .stamps import KEY, numbers, stamped, without
 
 OWN = (LocalInjection, ImageInjection, Guide)  # the pack's patches, which look at stamps and not at slots
 FIRST, FREE, NEGATIVE = "positive", "free", "negative"
@@ -65,6 +65,7 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         """Conditionings of all branches; stamps make room for one another so that all rows fit into one call."""
         for _, conditioning in identities:
             self._check_subject(conditioning)
+        negative = [without(entry, waiting) for entry in negative] if (waiting := self._live()) else negative
         slots = {identity.slot: conditioning for identity, conditioning in identities} | {FREE: free, NEGATIVE: negative}
         if any(KEY in entry[1].get("model_conds", {}) for entries in slots.values() for entry in entries):
             slots = {name: [stamped(entry, 0) for entry in entries] for name, entries in slots.items()}
@@ -97,6 +98,12 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         if any(number not in here for entry in conditioning for number in numbers(entry[1])):
             raise LikenessError("The prompt carries a subject whose injector is not on the guider's model; chain the injectors "
                                 "on one MODEL and connect that one to the CustomEnhancer Guider.")
+
+    def _live(self) -> set[int]:
+        """The rows that wait for a live mask. The free flow shares the negative: on the way up, through all the noise from below,
+        and on the way down there would be other masks, and what was recorded would not be what is replayed."""
+        guides = self.model_options.get("transformer_options", {}).get("patches", {}).get(LIST, [])
+        return {number for guide in guides for number in guide.numbers}
 
     def outer_sample(self, *args, **kwargs):
         # the free model's patches need the device as well; the guider's own are moved by the host

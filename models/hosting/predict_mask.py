@@ -17,7 +17,7 @@ from .blocks import attention_blocks
 from .inject import matches
 from .masks_of_run import composed, finished
 from .memory import stop_if_asked, to_intermediate
-from .stamps import KEY, CondStamp, add_reader, stamp_of, stamped
+from .stamps import add_reader, numbers, stamp_of, stamped, without
 from .word_maps import CAPTURE, Capture, Sought, Target, add_capture, mark
 
 SCHEDULERS = tuple(comfy.samplers.SCHEDULER_NAMES)
@@ -88,7 +88,7 @@ def mask_after(model: Any, positive: list[Any], guidance: Guidance, walk: Walk, 
     add_reader(model)
     add_capture(model)
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(marked, [stamped(entry, 0) for entry in negative or []])
+    guider.set_conds(marked, [_silent(entry) for entry in negative or []])
     guider.set_cfg(cfg if negative else 1.0)
     look = _Look(guider, Capture(targets, tuple(attention_blocks(model)), False), walk.stop)
     guider.sample(walk.noise, walk.samples, comfy.samplers.KSAMPLER(look), walk.sigmas, walk.kept, disable_pbar=True,
@@ -102,20 +102,22 @@ def mask_after(model: Any, positive: list[Any], guidance: Guidance, walk: Walk, 
     return composed(made, size, guidance.mask)[:, 0].float().cpu(), look.x0
 
 
+def _silent(entry: list[Any]) -> list[Any]:
+    """The entry without the subjects that injectors before this one put into it, which wait for masks that nobody makes here."""
+    return without(entry, numbers(entry[1]))
+
+
 def _marked(positive: list[Any], guidance: Guidance) -> tuple[list[Any], list[Target]]:
     """The positive with each entry that holds the word stamped as a prompt of a guidance pass, subjects taken off."""
     out: list[Any] = []
     targets: list[Target] = []
     for entry, shift in zip(positive, matches(positive, guidance.word), strict=True):
-        entry = stamped(entry, 0)
-        stamp = stamp_of(entry[1])
-        assert stamp is not None
-        ids = torch.zeros_like(stamp.cond)
+        entry = _silent(entry)
         if shift is not None:
-            ids[0, 0] = mark(len(targets))
+            entry = stamped(entry, mark(len(targets)))
             columns = tuple(column + shift for column in guidance.word.columns)
             targets.append(Target(entry[0].shape[1], (Sought(guidance.name, columns, guidance.strategy, guidance.layers),)))
-        out.append([entry[0], {**entry[1], "model_conds": {**entry[1]["model_conds"], KEY: CondStamp(ids)}}])
+        out.append(entry)
     return out, targets
 
 

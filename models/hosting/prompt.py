@@ -108,8 +108,9 @@ def locate_as_release(clip: Any, tokens: Any, text: str, word: str, occurrence: 
         return tokenizer(part)["input_ids"][1:-1]
     own = [entry[0] for entry in windows[0][1:-1]]
     if any(not isinstance(a, int) or a != b for a, b in zip(own, ids(plain), strict=False)):
-        raise LikenessError("The substring rule counts plain words, and an embedding in this prompt moves them; take it out, or "
-                            "choose the rule whole words.")
+        raise LikenessError("The substring rule counts the tokens of the text one after the other, and here an embedding, or a "
+                            "part in brackets that did not fit into the first window, moves them; take the embedding out, "
+                            f"shorten the prompt, or choose the rule {WHOLE_WORDS}.")
     ranges = substring_ranges(plain, word.strip(), lambda part: len(ids(part)))
     chosen = [range(a, b) for a, b in (ranges if occurrence == 0 else ranges[occurrence - 1:occurrence]) if b > a]
     columns = tuple(dict.fromkeys(column for one in chosen for column in one))
@@ -136,7 +137,7 @@ def encode_prompt(clip: Any, text: str, word: str, occurrence: int = 0, conditio
         found, key, windows = locate_as_release(clip, tokens, text, word, occurrence)
     digest = prompt_hash(text)
     if not found.columns and on_missing == "error":
-        raise LikenessError(_missing(clip, text, word, occurrence, found, windows))
+        raise LikenessError(_missing(clip, text, word, occurrence, found, windows, rule))
     # Rows that were joined with another prompt's do not begin with this text for sure: they stay without its hash.
     total = sum(len(window) for window in windows)
     if conditioning is None:
@@ -221,7 +222,11 @@ def unweighted(clip: Any, tokens: Any, columns: tuple[int, ...], text: str) -> T
     return _rows(clip.encode_from_tokens_scheduled(plain), columns, text)
 
 
-def _missing(clip: Any, text: str, word: str, occurrence: int, found: Found, windows: list[list[tuple]]) -> str:
+def _missing(clip: Any, text: str, word: str, occurrence: int, found: Found, windows: list[list[tuple]], rule: str) -> str:
+    if rule == SUBSTRING and found.total >= max(1, occurrence):
+        return (f"The release's rule finds \"{word}\" in the text, but no token of its own among the first {len(windows[0]) - 2}"
+                ": it stands behind them, or inside a longer word; move it forward, write the whole word, or choose the rule "
+                f"{WHOLE_WORDS}.")
     if found.total:
         return (f"The prompt has the word \"{word}\" {found.total} time{'s' if found.total > 1 else ''}, occurrence "
                 f"{occurrence} was asked for; choose a smaller number or 0 for all.")

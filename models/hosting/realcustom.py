@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import MutableMapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import comfy.model_management
 import comfy.utils
@@ -23,6 +25,7 @@ from .stores import Pair, Store
 CHUNK = 2  # reference pictures at a time; each is five pictures to an encoder
 # What an adapter makes of the black picture hangs on the adapter's own patcher and goes with it: {encoders or tokens: ...}.
 BLACK_TOKENS, BLACK_STORES = "likeness_black_tokens", "likeness_black_stores"
+SUBJECT_STORES = "likeness_subject_stores"
 
 
 class Projected:
@@ -99,21 +102,24 @@ def make_tokens(adapter: Any, encoders: Encoders, pictures: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def _kept(adapter: Any, what: str) -> dict[Any, Any]:
+def _kept(adapter: Any, what: str, kind: type = dict) -> MutableMapping[Any, Any]:
     """A store among the attachments of the adapter's patcher, which the host leaves alone."""
     if adapter.patcher.get_attachment(what) is None:
-        adapter.patcher.set_attachments(what, {})
-    known: dict[Any, Any] = adapter.patcher.get_attachment(what)
+        adapter.patcher.set_attachments(what, kind())
+    known: MutableMapping[Any, Any] = adapter.patcher.get_attachment(what)
     return known
 
 
 def black_tokens(adapter: Any, encoders: Encoders) -> Tensor:
     """(1, l, d) of the black picture, which the negative rows attend to; made once for an adapter and its encoders."""
     known = _kept(adapter, BLACK_TOKENS)
-    if encoders.hash not in known:
+    # one file, read by Load Adapter or by Load Encoders, may compute with another form of GELU
+    name = encoders.hash, tuple(item.config.activation for item in encoders.items)
+    if name not in known:
         side = 2 * adapter.config.size
-        known[encoders.hash] = make_tokens(adapter, encoders, torch.zeros(1, side, side, 3))
-    return known[encoders.hash]
+        known[name] = make_tokens(adapter, encoders, torch.zeros(1, side, side, 3))
+    tokens: Tensor = known[name]
+    return tokens
 
 
 def extract(adapter: Any, encoders: Encoders, pictures: Tensor, combine: str, source: str) -> Subject:
@@ -150,12 +156,21 @@ def copy_store(store: Store, disable_dynamic: bool = False) -> Any:
 
 
 def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any:
-    """Patcher with the subject's keys and values, made once for all steps. One row unless each belongs to its own latent.
+    """Patcher with the subject's keys and values, made once for all steps and injectors. One row unless each belongs to its own
+    latent.
 
     keep False: the tokens alone."""
     local = subject.get("local")
     local = local if subject.pairing == "per latent" else local.flatten(0, 1)[None]
-    return _store(subject.adapter, local, layers) if keep else Projected(subject.adapter, local)
+    if not keep:
+        return Projected(subject.adapter, local)
+    # 243 MB at SDXL's size: several words of one picture share them, and they go with the last MODEL that reads them
+    known = _kept(subject.adapter, SUBJECT_STORES, WeakValueDictionary)
+    name = hash(local.numpy().tobytes()), local.shape, tuple(layers)
+    store = known.get(name)
+    if store is None:
+        known[name] = store = _store(subject.adapter, local, layers)
+    return store
 
 
 def black_store(subject: Subject, keep: bool = True) -> Any:

@@ -63,15 +63,15 @@ def checked_mask(mask: Tensor) -> Tensor:
     return mask.clamp(0, 1)
 
 
-def check_batch(mask: Tensor | None, references: int, batch: int, extra_options: dict[str, Any]) -> None:
+def check_batch(mask: Tensor | None, references: int, batch: int, extra_options: dict[str, Any], owner: str = "injector") -> None:
     """Raises LikenessError where a mask or a reference would find no latent; fewer go round.
 
-    references: how many have a latent of their own."""
+    references: how many have a latent of their own. owner: the node that the mask is connected to."""
     if "context_window" in extra_options:  # a window of a video holds a part of the batch
         return
     for count, what in ((0 if mask is None else mask.shape[0], "masks"), (references, "references, one per latent,")):
         if count > batch:
-            raise LikenessError(f"The injector has {count} {what} and the batch holds {batch} latent"
+            raise LikenessError(f"The {owner} has {count} {what} and the batch holds {batch} latent"
                                 f"{'s' if batch > 1 else ''}; make the batch {count} large, or give at most {batch}.")
 
 

@@ -6,6 +6,7 @@ wrapper and handed to our patches through transformer_options.
 """
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import comfy.conds
@@ -60,6 +61,13 @@ def stamped(entry: list[Any], number: int, guides: Guides = ()) -> list[Any]:
             raise LikenessError(f"One prompt can carry {SLOTS} subjects, this would be one more; use fewer injectors in a row.")
         old[old.index(0)] = number
     return _with(entry, CondStamp(torch.tensor([old], dtype=torch.int64), tuple({**known, **dict(guides)}.items())))
+
+
+def without(entry: list[Any], gone: Collection[int]) -> list[Any]:
+    """A copy of one CONDITIONING entry that makes room for stamps and carries none of the subjects `gone`."""
+    stamp = stamp_of(entry[1])
+    left = [0 if number in gone else number for number in stamp.cond[0].tolist()] if stamp is not None else [0] * SLOTS
+    return _with(entry, CondStamp(torch.tensor([left], dtype=torch.int64), stamp.guides if stamp is not None else ()))
 
 
 def stamp_of(options: dict[str, Any]) -> CondStamp | None:

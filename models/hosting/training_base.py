@@ -210,8 +210,10 @@ class CheckpointBase:
                          transformer_options=with_patches(middle, cross, self.layers), **extra).float()
 
 
-def load_checkpoint_base(checkpoint: Path, encoders: list[Path]) -> CheckpointBase:
-    """From files as ComfyUI uses them. Raises LikenessError for a file that holds no such model."""
+def load_checkpoint_base(checkpoint: Path, encoders: list[Path], exact_gelu: bool = False) -> CheckpointBase:
+    """From files as ComfyUI uses them; exact_gelu: as Load Adapter loads the encoders of RealCustom++.
+
+    Raises LikenessError for a file that holds no such model."""
     if not Path(checkpoint).is_file():
         raise LikenessError(f"The checkpoint {checkpoint} does not exist; give the path of an SD1.5 or SDXL file.")
     files.check_file(checkpoint)
@@ -224,7 +226,7 @@ def load_checkpoint_base(checkpoint: Path, encoders: list[Path]) -> CheckpointBa
         raise LikenessError(f"The file {Path(checkpoint).name} is no checkpoint that ComfyUI knows; choose an SD1.5 or SDXL "
                             "file.")
     model, clip, vae = loaded[:3]
-    return CheckpointBase(model, clip, vae, Encoders(tuple(load_encoder(path) for path in encoders)))
+    return CheckpointBase(model, clip, vae, Encoders(tuple(load_encoder(path, exact_gelu=exact_gelu) for path in encoders)))
 
 
 def preset_for(base: CheckpointBase) -> CustAnyConfig:

@@ -333,15 +333,17 @@ def in_range(entries: Any, start: float, end: float) -> Any:
 
 @pytest.mark.parametrize("start, end", ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.25, 0.75)))
 def test_prompts_in_ranges_of_time_with_realcustom(start, end):
-    """Prompt editing: the mask of the subject's range, and a plain negative until there is one."""
+    """Prompt editing: the mask of the subject's range, and a plain negative before it and after it."""
     plain, negative, _ = release.prompts()
     sigmas, x = torch.tensor([14.0, 8.0, 1.5, 1.0, 0.5, 0.0]), release.IO["in.latent"]
 
     def run(done, split=False):
         others = [one for low, high in ((0.0, start), (end, 1.0)) if low < high for one in in_range(plain, low, high)]
         rows = done.negative
-        if split and start:
-            rows = in_range([stamps.stamped(entry, 0) for entry in negative], 0.0, start) + in_range(done.negative, start, 1.0)
+        if split:
+            room = [stamps.stamped(entry, 0) for entry in negative]
+            rows = [one for rows, low, high in ((room, 0.0, start), (done.negative, start, end), (room, end, 1.0)) if low < high
+                    for one in in_range(rows, low, high)]
         guider = cfg_guider(done.model, in_range(done.positive, start, end) + others, rows, 3.5)
         return guider.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("euler"), sigmas, disable_pbar=True, seed=0)
     how = release.guidance(refresh=1)

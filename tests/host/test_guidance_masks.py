@@ -32,7 +32,7 @@ from host.support import (
 from host.test_bimd import asked
 from host.test_guidance import Log, mask_of
 from likeness.models.common.errors import LikenessError
-from likeness.models.hosting import guidance_runs, stamps
+from likeness.models.hosting import guidance_runs, predict_mask, stamps
 from likeness.models.hosting.guidance import KEEPS, make_guidance
 from likeness.models.hosting.guidance_runs import RUNS
 from likeness.models.hosting.inject import Strengths, inject
@@ -249,11 +249,39 @@ def test_under_bimd():
     assert (live - replay(release.injected())).abs().max() > 1e-3
 
 
-def test_a_negative_that_waits_for_a_mask_can_be_recorded():
-    """Only the negative is asked: the guider's own prompts tell where the word is."""
-    done, (free, _, _) = release.injected(guidance=release.guidance()), release.prompts()
-    who = enhancer(done.model, 3.0, done.positive, free, done.negative)
-    assert recorded(who, 3, release.IO["in.latent"]).residuals.isfinite().all()
+def test_the_negative_that_flows_share_waits_for_no_mask():
+    """The free flow has none: what is recorded from low noise upwards is what is replayed from the top, with the injector's
+    negative as with a plain one. Without a live mask nothing is taken off."""
+    done, (free, negative, _), x = release.injected(guidance=release.guidance()), release.prompts(), release.IO["in.latent"]
+
+    def out(rows):
+        who = enhancer(done.model, 3.0, done.positive, free, rows)
+        record = recorded(who, 3, x)
+        return record.residuals, replayed(who, record, x)[0]
+    for got, want in zip(out(done.negative), out(negative), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    always = release.injected()
+    kept = enhancer(always.model, 3.0, always.positive, free, always.negative).original_conds["negative"]
+    assert stamps.numbers(kept[0]) == stamps.numbers(always.negative[0][1]) != []
+
+
+def test_a_call_of_the_negative_alone_at_another_noise_makes_its_masks():
+    """A guider that asks for the negative first, in a call of its own: not the masks of the step before."""
+    how, log = release.guidance(refresh=3), Log()
+    done = release.injected(guidance=how)
+
+    class Apart(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            low, high = (comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[name]], x, timestep, model_options)[0]
+                         for name in ("negative", "positive"))
+            return low + 3.5 * (high - low)
+    guider = Apart(log.on(done.model))
+    guider.set_conds(done.positive, done.negative)
+    x = release.IO["in.latent"]
+    guider.sample(x, torch.zeros_like(x), comfy.samplers.ksampler("euler"), release.levels(3), disable_pbar=True, seed=0)
+    calls = [call["masks"][how.name] for call in log.kind(False)]
+    assert len(calls) == 6 and all(torch.equal(a, b) for a, b in zip(calls[::2], calls[1::2], strict=True))
+    assert not torch.equal(calls[0], calls[2])
 
 
 def test_a_call_of_the_negative_alone_takes_the_masks_of_its_step():
@@ -441,6 +469,20 @@ def test_the_prediction_does_not_see_a_subject(nodes):
     assert torch.equal(predict(nodes, model=done.model, positive=done.positive)[0], plain)
 
 
+@pytest.mark.parametrize("live", (True, False))
+def test_the_prediction_behind_an_injector_asks_its_negative_plainly(live):
+    """RealCustom++'s negative carries the black picture: it waits for a mask that nobody makes here, or acts alone."""
+    plain, negative, _ = release.prompts()
+    how, latent = release.guidance(), {"samples": torch.zeros(1, 4, 16, 16)}
+    done = release.injected(guidance=how if live else None)
+
+    def predicted(model, positive, rows):
+        return predict_mask.predict_mask(model, positive, how, latent, predict_mask.Plan(4, 3, "normal", 0, cfg=3.5), rows)
+    want = predicted(release.model(), plain, negative)
+    for got, one in zip(predicted(done.model, done.positive, done.negative)[:2], want[:2], strict=True):
+        torch.testing.assert_close(got, one, atol=1e-5, rtol=1e-5)
+
+
 def test_the_prediction_looks_inside_its_prompts_mask_only(nodes):
     """As the live pass does: nothing of the word beyond the mask, and the whole share of the scope within it."""
     text, latent = prompt("sd15")[0], {"samples": torch.zeros(1, 4, 16, 16)}
@@ -485,3 +527,12 @@ def test_the_generator_says_what_will_be_done(nodes):
     names = {execute(word, scope, norm, KEEPS[0], "soft", 3).args[0].name for scope in (0.2, 0.3) for norm in
              ("max_norm", "min_max_norm")}
     assert len(names) == 4
+
+
+def test_two_runs_that_end_at_one_latent_keep_both_names():
+    """GUIDANCEs that differ in what changes nothing (early end): the preview of either finds its own masks."""
+    runs, latent = guidance_runs.Runs(), torch.ones(1, 4, 2, 2)
+    one, other = (guidance_runs.WordRun(text, ((0, torch.zeros(1, 1, 2, 2)),), 1) for text in ("cat", "dog"))
+    runs.keep(latent, {"a": one})
+    runs.keep(latent, {"b": other})
+    assert runs.find(latent) == {"a": one, "b": other}

@@ -1,6 +1,7 @@
 """RealCustom++ files, their encoders and the tokens that they make of reference pictures."""
 from __future__ import annotations
 
+import gc
 import json
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,18 @@ def test_the_exact_gelu_whatever_the_style_of_the_file():
     assert encoders.make_encoder(state, said, "", "", 2, True).config.activation == "gelu"
 
 
+def test_black_tokens_belong_to_the_form_of_gelu_too():
+    """The same file through Load Adapter and through Load Encoders: another activation, other tokens."""
+    adapter, pair = loaded()
+    tanh = encoders.Encoders(tuple(item._replace(config=item.config._replace(activation="gelu_tanh")) for item in pair.items))
+    realcustom.black_tokens(adapter, pair)
+    before = len(adapter.patcher.get_attachment(realcustom.BLACK_TOKENS))
+    realcustom.black_tokens(adapter, tanh)
+    assert len(adapter.patcher.get_attachment(realcustom.BLACK_TOKENS)) == before + 1
+    realcustom.black_tokens(adapter, pair)
+    assert len(adapter.patcher.get_attachment(realcustom.BLACK_TOKENS)) == before + 1
+
+
 # -- tokens ----------------------------------------------------------------------------------------------
 def tokens_by_hand(image: torch.Tensor) -> torch.Tensor:
     """The chain of the release from whole encoders, one picture at a time."""
@@ -212,6 +225,25 @@ def test_keys_and_values_are_those_of_the_file_and_lie_under_a_patcher():
         assert patcher.model_size() == sum(p.nbytes for p in patcher.model.parameters()) == 4 * numbers
 
 
+def test_keys_and_values_are_made_once_for_all_injectors_of_a_subject():
+    """Several words of one picture share them; other layers or another picture do not; they go with their last reader."""
+    adapter, _ = loaded()
+    tokens = torch.randn(2, 1, 9, 96, generator=torch.Generator().manual_seed(1))
+    one, other = (Subject("realcustom", (("local", t), ("black", t)), "all", adapter.config.base, 96, "", "", "", adapter)
+                  for t in tokens)
+    layers = ["output.2.1", "input.4.0"]
+    store = realcustom.subject_store(one, layers)
+    assert realcustom.subject_store(one._replace(source_hash="read again"), layers) is store
+    others = [realcustom.subject_store(one, layers[:1]), realcustom.subject_store(other, layers),
+              realcustom.subject_store(one, layers, keep=False)]
+    assert all(each is not store for each in others)
+    known = adapter.patcher.get_attachment(realcustom.SUBJECT_STORES)
+    assert len(known) >= 3
+    del store, others
+    gc.collect()
+    assert len(known) == 0
+
+
 # -- the release's phrases -------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", json.loads((recipe.GOLDEN / "phrase_tokens.json").read_text(encoding="utf-8")),
                          ids=lambda case: f"{case['phrase']} in {case['prompt'][:20]}")
@@ -256,6 +288,8 @@ def test_the_releases_rule_on_the_prompts_of_an_artist():
         with pytest.raises(LikenessError, match=said):
             found(text, text.split()[-1].lower(), 2 if text == "a cat" else 0)
     assert prompt.encode_prompt(base("sdxl")[1], "a category", "cat", on_missing="pass through")[1].columns == ()
+    with pytest.raises(LikenessError, match="no token of its own among the first 75: it stands behind them"):
+        found("dog " * 80 + "cat", "cat")
 
 
 def test_the_releases_rule_looks_into_the_same_text_only():
@@ -275,5 +309,5 @@ def test_the_releases_rule_refuses_what_moves_the_tokens():
     tokens = clip.tokenize("a photo of a cat")
     tokens = {key: [[(torch.zeros(64), *entry[1:]) if place == 2 else entry for place, entry in enumerate(windows[0])]]
               for key, windows in tokens.items()}  # as the host puts an embedding there
-    with pytest.raises(LikenessError, match="counts plain words"):
+    with pytest.raises(LikenessError, match="did not fit into the first window, moves them"):
         prompt.locate_as_release(clip, tokens, "a photo of a cat", "cat", 0)

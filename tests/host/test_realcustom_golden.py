@@ -6,7 +6,7 @@ import torch
 
 from host import release
 from host.release import IO
-from host.support import base, blind, comfy, draw
+from host.support import base, blind, comfy, draw, encode
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting.base_weights import apply_base
 from likeness.models.hosting.blocks import attention_blocks
@@ -119,6 +119,16 @@ def test_the_nodes_repeat_the_loop(nodes):
     for (_, _, x0), golden in zip(seen, want, strict=True):
         assert (x0[0] - golden).abs().max() <= 1e-4 * golden.abs().max()
     torch.testing.assert_close(out, done.model.model.process_latent_out(seen[-1][2]), atol=1e-4, rtol=1e-5)
+
+
+def test_the_releases_sampler_refuses_a_flow_model(nodes):
+    """Its second-order step is one of the noise of Stable Diffusion."""
+    (sampler,) = nodes["Likeness_RealCustomSampler"].execute().args
+    guider = comfy.samplers.CFGGuider(base("sd3")[0])
+    guider.set_conds(encode("sd3", "a cat"), encode("sd3", ""))
+    noise = torch.zeros(1, 16, 8, 8)
+    with pytest.raises(LikenessError, match="this is a flow model"):
+        guider.sample(noise, noise, sampler, torch.tensor([1.0, 0.5, 0.0]), disable_pbar=True, seed=0)
 
 
 def test_release_sigmas(nodes):
