@@ -29,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--world", choices=("easy", "wide"), default="easy",
                       help="what the base learns to draw. easy: what ships. wide: goes on with varied scenes, sizes, turns and "
                            "creatures that face both ways (more than twice the steps; give --weights, too)")
+    demo.add_argument("--from", dest="start", type=Path,
+                      help="with --world wide: a base of the easy world to begin with, which spares its stages")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     demo.add_argument("--device", choices=DEVICES, default="auto",
                       help="where adapters train (default: as ComfyUI chooses)")
@@ -100,6 +102,8 @@ def _demo(args: argparse.Namespace, command: str) -> int:
     from ..models.hosting.demo import WEIGHTS
     from ..models.hosting.demo_unet import build_trainable_unet
 
+    if args.start is not None and (args.part, args.world) != ("base", "wide"):
+        raise LikenessError("--from FILE spares the wide world's base the stages before its own; say: demo base --world wide.")
     weights = args.weights or WEIGHTS
     recipe = Recipe(args.work, weights, command, say)
     settings = {"steps": args.steps} if args.steps else {}
@@ -112,7 +116,7 @@ def _demo(args: argparse.Namespace, command: str) -> int:
             recipe.judge()
         elif part == "base":
             torch.manual_seed(0)
-            recipe.base(build_trainable_unet(), args.world)
+            recipe.base(build_trainable_unet(), args.world, args.start)
         elif part == "realcustom":
             from .training_realcustom import train_miniature_realcustom
             train_miniature_realcustom(args.work / "realcustom", weights, command, weights / "realcustom.safetensors",

@@ -171,6 +171,7 @@ def train_ablation(adapters: Path, weights: Path, clip_work: Path, variants: Ite
             say(f"{name}, seed {seed}")
             command = f"python dev.py train demo ablation --only {name} --seeds {seed} --steps {steps}"
             made.append(train_miniature(ablation.folder_of(adapters, name, seed), weights, command, encoders=encoders,
-                                        correlate=variant.correlate, decouple=variant.decouple, seed=seed, steps=steps,
-                                        device=device, pairs=pairs, cache=adapters))
+                                        correlate=variant.correlate, decouple=variant.decouple, global_off=variant.global_off,
+                                        local_off=variant.local_off, seed=seed, steps=steps, device=device, pairs=pairs,
+                                        cache=adapters))
     return made

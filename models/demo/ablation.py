@@ -13,10 +13,15 @@ class Variant(NamedTuple):
     # Share of pairs whose reference stands as the target does; on an easy base, where no pose varies, none can leak.
     correlate: float = 0.0
     decouple: str = "off"
+    # Chance of a sample without this level; 1 trains the other alone.
+    global_off: float = 0.1
+    local_off: float = 0.1
 
 
 VARIANTS = {
     "both": Variant(),
+    "global": Variant(local_off=1.0),
+    "local": Variant(global_off=1.0),
     "dino": Variant(("dino",)),
     "mae": Variant(("mae",)),
     "clip": Variant(("clip",)),

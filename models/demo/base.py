@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from .pool import Pool, render_pool
 from .schedule import STEPS, noised
 from .text import TextModel
 from .world import EASY, WIDE, Variation, select
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Stage(NamedTuple):
@@ -103,6 +105,14 @@ class BaseRun:
         torch.save(state, part)
         part.replace(self.state_file)
 
+    def begin_with(self, known: dict[str, Tensor], step: int) -> None:
+        """The weights of a base file, as if they had been trained here for so many steps."""
+        part(self.unet, "unet", known)
+        part(self.text, "text", known)
+        for module in (self.unet, self.text):
+            module.requires_grad_(True)
+        self.average, self.step = [p.detach().clone() for p in self.parameters], step
+
     def resume(self) -> None:
         if not self.state_file.exists():
             return
@@ -172,10 +182,20 @@ def stage_pool(folder: Path, stage: Stage) -> Pool:
     return kept_or_made(folder / f"pool_{stage.name}.pt", Pool, lambda: render_pool(stage.pool, stage.seed, stage.variation))
 
 
+def part(module: Module, name: str, known: dict[str, Tensor]) -> Module:
+    """The module with its weights out of a base file's tensors, frozen."""
+    module.load_state_dict({key[len(name) + 1:]: value.float() for key, value in known.items() if key.startswith(name + ".")})
+    return module.eval().requires_grad_(False)
+
+
 def train_base(unet: nn.Module, first_stage: FirstStage, folder: Path, log: Callable[[str], None],
-               on_stage: Callable[[BaseRun, Stage], None], stages: tuple[Stage, ...] = STAGES) -> BaseRun:
-    """All stages of the base; `on_stage` is called after each one with the run."""
+               on_stage: Callable[[BaseRun, Stage], None], stages: tuple[Stage, ...] = STAGES,
+               known: dict[str, Tensor] | None = None) -> BaseRun:
+    """All stages of the base; `on_stage` is called after each one with the run. known: tensors of a base file that stand for all
+    stages but the last."""
     run = BaseRun(unet, folder, log)
+    if known is not None:
+        run.begin_with(known, sum(stage.steps for stage in stages[:-1]))
     run.resume()
     total, first = sum(stage.steps for stage in stages), 0
     weight = channel_weights(first_stage)

@@ -20,12 +20,12 @@ from .base import BaseRun, Stage
 from .cache import cache_key, keep
 from .first_stage import FirstStage
 from .pool import Pool, render_pool
-from .world import Variation
+from .world import WORLDS, Variation
 
 SEEN = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what first stage and encoders learn from
 JUDGED = SEEN._replace(sizes=True, cells=1)
 POOL = 8192  # pictures
-FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, CLIP_STEPS, JUDGE_STEPS = 1000, 400, 600, 800, 600
+FIRST_STAGE_STEPS, DINO_STEPS, MAE_STEPS, CLIP_STEPS, JUDGE_STEPS = 1000, 400, 600, 600, 600
 
 Log = Callable[[str], None]
 
@@ -99,20 +99,22 @@ class Recipe:
         pool = render_pool(1024, 99, JUDGED, training=False)
         right = judge.accuracy(model, pool.picture.float() / 255, judge.truth(pool, torch.arange(1024)))
         self.log(f"judge on held-out renders: {right}")
-        self._write("judge", half(model.state_dict()), seconds, accuracy=json.dumps(right))
+        self._write("judge", half(model.state_dict()), seconds, accuracy=json.dumps(right), worlds=" ".join(WORLDS))
         return model
 
-    def base(self, unet: nn.Module, world: str = "easy") -> None:
+    def base(self, unet: nn.Module, world: str = "easy", start: Path | None = None) -> None:
         """base.safetensors: UNet, text encoder, first stage. world: one of base.STAGES_OF, each with checkpoints of its own:
-        the learning rate follows the length of the whole recipe."""
-        stage, seconds = self.first_stage()
+        the learning rate follows the length of the whole recipe. start: a base file of the easy world; its stages are not made
+        again, and its first stage is kept."""
+        known = None if start is None else packed.load(start)
+        stage, seconds = self.first_stage() if known is None else (base.part(FirstStage(), "first_stage", known), 0.0)
         folder, stages = self.folder if world == "easy" else self.folder / world, base.STAGES_OF[world]
         folder.mkdir(exist_ok=True)
 
         def export(run: BaseRun, last: Stage) -> None:
             done = stages[:stages.index(last) + 1]
             self.export_base(run, stage, seconds, done, world if done == stages else "easy")
-        export(base.train_base(unet, stage, folder, self.log, export, stages), stages[-1])
+        export(base.train_base(unet, stage, folder, self.log, export, stages, known), stages[-1])
 
     def export_base(self, run: BaseRun, stage: FirstStage, seconds: float, done: tuple[Stage, ...], world: str) -> None:
         """After the stages `done`, by which it draws `world`; a file that names no world draws the easy one."""

@@ -5,38 +5,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench._ablation import MEASURES, ROWS, Studio, save_grid
+from bench._ablation import IDENTITIES, MEASURES, ROWS, Studio, save_grid
+from bench._looks import HARD
 from torch import Tensor
 
 DRAWS = 2000
 NAMES = {
-    "none": "text only", "global": "global level only", "local": "local level only", "both": "both levels, both encoders",
+    "none": "text only", "global": "global level, trained alone", "local": "local level, trained alone",
+    "global_of_both": "both trained, local switched off", "local_of_both": "both trained, global switched off",
+    "both": "both levels, both encoders",
     "shuffled": "reference of another subject", "dino": "DINO only", "mae": "MAE only", "clip": "CLIP only",
     "coupled": "pairs of one pose, no decoupling", "decoupled": "pairs of one pose, decoupling",
     "ceiling": "judge on true renders", "coded": "judge on true renders through the first stage",
 }
-TABLES = {"levels": ("none", "global", "local", "both", "shuffled"), "encoders": ("dino", "mae", "clip", "both"),
+TABLES = {"levels": ("none", "global", "local", "both", "global_of_both", "local_of_both", "shuffled"),
+          "encoders": ("dino", "mae", "clip", "both"),
           "decoupling": ("both", "coupled", "decoupled")}
 OVER = (("retrieval_hard", "both", "local"), ("retrieval_hard", "local", "global"), ("retrieval_hard", "global", "none"),
         ("retrieval_hard", "both", "dino"), ("retrieval_hard", "both", "mae"), ("retrieval_hard", "both", "clip"),
-        ("leak", "coupled", "both"), ("leak", "coupled", "decoupled"))
+        ("leak", "coupled", "decoupled"))
+PREMISE = ("leak", "coupled", "both")  # pairs of one pose do leak, else there is nothing to decouple
 GOALS = (("retrieval", "both", 0.85), ("retrieval_hard", "both", 0.60), ("scene", "both", 0.95), ("place", "both", 0.90))
 MOST_LOST = 0.05  # retrieval that decoupling may cost
 
 
-def spread(values: Tensor) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of (seeds, pictures): training seeds are drawn anew, and pictures within each."""
-    seeds, pictures = values.shape
+def spread(values: Tensor, groups: int = 1) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (seeds, pictures): training seeds are drawn anew, within each of them identities,
+    whose pictures stand together, `groups` of them, and pictures within each."""
+    cells = values.unflatten(1, (groups, -1))
+    seeds, _, each = cells.shape
     g = torch.Generator().manual_seed(0)
-    chosen = torch.randint(0, seeds, (DRAWS, seeds, 1), generator=g)
-    index = torch.randint(0, pictures, (DRAWS, seeds, pictures), generator=g)
-    means = values[chosen, index].mean((1, 2)).sort().values
-    return float(means[round(0.025 * DRAWS) - 1]), float(means[round(0.975 * DRAWS) - 1])
+    means = []
+    for _ in range(DRAWS):
+        seed = torch.randint(0, seeds, (seeds, 1, 1), generator=g)
+        group = torch.randint(0, groups, (seeds, groups, 1), generator=g)
+        means.append(cells[seed, group, torch.randint(0, each, (seeds, groups, each), generator=g)].mean())
+    ordered = torch.stack(means).sort().values
+    return float(ordered[round(0.025 * DRAWS) - 1]), float(ordered[round(0.975 * DRAWS) - 1])
 
 
 def entry(name: str, values: Tensor) -> dict[str, float]:
     """Mean and both ends of its interval."""
-    low, high = spread(values)
+    low, high = spread(values, IDENTITIES)
     return {name: float(values.mean()), f"{name}_lo": low, f"{name}_hi": high}
 
 
@@ -47,28 +57,35 @@ def verdict(numbers: dict[str, Any], measure: str, a: str, b: str) -> str:
     return "the other way round" if numbers[f"{measure}_{a}_hi"] < numbers[f"{measure}_{b}_lo"] else "not shown"
 
 
-def summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Flat numbers from what was measured: row -> one entry a training seed."""
+def summary(rows: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Flat numbers from what was measured: row -> training seed -> entry."""
     out: dict[str, Any] = {}
-    values = {(m, row): torch.tensor([seed[m] for seed in found]) for row, found in rows.items() for m in MEASURES}
-    for (measure, row), hits in values.items():
-        out |= entry(f"{measure}_{row}", hits)
     for row, found in rows.items():
-        out[f"seeds_{row}"] = len(found)
+        for measure in MEASURES:
+            out |= entry(f"{measure}_{row}", torch.tensor([seed[measure] for seed in found.values()]))
+        first = next(iter(found.values()))
+        out[f"seeds_{row}"], out[f"pictures_{row}"] = len(found), len(found) * len(first[MEASURES[0]])
         if row in ROWS:
-            out[f"seconds_{row}"] = min(seed["seconds"] for seed in found)
-            out[f"memory_mib_{row}"] = found[0]["memory_mib"]
+            out[f"memory_mib_{row}"] = first["memory_mib"]
     for measure, a, b in OVER:
         if a in rows and b in rows:
             out[f"verdict_{measure}_{a}_over_{b}"] = verdict(out, measure, a, b)
+    measure, a, b = PREMISE
+    if a in rows and b in rows:
+        out[f"premise_{measure}_{a}_over_{b}"] = verdict(out, measure, a, b)
     for measure, row, wanted in GOALS:
         if row in rows:
             out[f"goal_{measure}_{row}"] = f"{'reached' if out[f'{measure}_{row}'] >= wanted else 'missed'}, {wanted}"
-    if len(rows.get("coupled", ())) == len(rows.get("decoupled", ())) > 0:
+    if "shuffled" in rows:
+        fell = out["retrieval_shuffled_lo"] <= 1 / IDENTITIES
+        out["goal_retrieval_shuffled"] = f"{'reached' if fell else 'missed'}, chance"
+    coupled, decoupled = (rows.get(name, {}) for name in ("coupled", "decoupled"))
+    if both := sorted(coupled.keys() & decoupled.keys()):
         for measure in ("retrieval", "retrieval_hard"):  # the same identities, prompts and noises: picture by picture
-            out |= entry(f"lost_{measure}_decoupled", values[measure, "coupled"] - values[measure, "decoupled"])
-        lost = out["lost_retrieval_decoupled"]
-        out["goal_lost_retrieval_decoupled"] = f"{'reached' if lost <= MOST_LOST else 'missed'}, at most {MOST_LOST}"
+            lost = [torch.tensor(coupled[seed][measure]) - torch.tensor(decoupled[seed][measure]) for seed in both]
+            out |= entry(f"lost_{measure}_decoupled", torch.stack(lost))
+        most = out["lost_retrieval_decoupled"]
+        out["goal_lost_retrieval_decoupled"] = f"{'reached' if most <= MOST_LOST else 'missed'}, at most {MOST_LOST}"
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}
 
 
@@ -77,16 +94,19 @@ def markdown(numbers: dict[str, Any]) -> str:
     out = []
     for title, rows in TABLES.items():
         out += [f"### {title}", "",
-                "| | retrieval@1 of 16 | hard, of 64 | scene | place | faces as the reference | s a picture | MiB |",
-                "|---|---|---|---|---|---|---|---|"]
+                "| | retrieval@1 of 16 | hard, of 64 | of those that differ in one | scene | place | faces as the reference | "
+                "time over text only | MiB of weights, keys, values |",
+                "|---|---|---|---|---|---|---|---|---|"]
         for row in (*rows, "ceiling", "coded"):
             if f"retrieval_{row}" in numbers:
                 cells = [f"{numbers[f'{m}_{row}']:.2f} ({numbers[f'{m}_{row}_lo']:.2f} to {numbers[f'{m}_{row}_hi']:.2f})"
                          for m in MEASURES]
-                more = [f"{numbers[f'{m}_{row}']:.2f}" if row in ROWS else "" for m in ("seconds", "memory_mib")]
+                more = [f"{numbers[f'{m}_{row}']:.2f}" if f"{m}_{row}" in numbers else ""
+                        for m in ("time_over_plain", "memory_mib")]
                 out.append(f"| {' | '.join([NAMES[row], *cells, *more])} |")
-        out += [f"| chance | {numbers['chance']:.3f} | {numbers['chance_hard']:.3f} | 0.20 | 0.33 | 0.50 | | |", ""]
-    lines = [key for key in numbers if key.startswith(("verdict_", "goal_", "lost_"))]
+        chances = " | ".join(f"{numbers[name]:.3f}" for name in ("chance", "chance_hard", "chance_near"))
+        out += [f"| chance | {chances} | 0.20 | 0.33 | 0.50 | | |", ""]
+    lines = [key for key in numbers if key.startswith(("verdict_", "premise_", "goal_", "lost_"))]
     return "\n".join([*out, *(f"- `{key}`: {numbers[key]}" for key in lines)]) + "\n"
 
 
@@ -115,7 +135,7 @@ def read_strip(path: Path) -> Tensor:
     return pixels.view(3, rows, 64, columns, 64).permute(1, 3, 0, 2, 4)
 
 
-def grids(studio: Studio, rows: dict[str, list[dict[str, Any]]], seed: int) -> None:
+def grids(studio: Studio, rows: dict[str, dict[int, dict[str, Any]]], seed: int) -> None:
     """One sheet a table with the pictures of one training seed."""
     t = studio.trials(seed)
     first = torch.arange(len(t.ids["kind"])) * studio.each
@@ -148,19 +168,22 @@ def ablation(weights: Path | None, adapters: Path, folder: Path, only: list[str]
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():  # as the host runs nodes
         studio = Studio(weights or WEIGHTS, adapters, folder, each)
-        rows: dict[str, list[dict[str, Any]]] = {}
+        rows: dict[str, dict[int, dict[str, Any]]] = {}
         missing = []
         for seed in seeds:
             for name in ("ceiling", "coded", *(only or ROWS)):
                 if name in ROWS and not studio.has(name, seed):
                     missing.append(f"{name}_{seed}")
                 else:
-                    rows.setdefault(name, []).append(studio.measure(name, seed))
-        out = {"pictures_a_row": 16 * each * len(seeds), "training_seeds": len(seeds), "chance": round(1 / 16, 4),
-               "chance_hard": round(1 / 64, 4), "chance_leak": 0.5, "judge_on_renders": studio.judge_says,
-               "hard_in_one_attribute": round(sum(studio.trials(s).neighbours for s in seeds) / len(seeds), 1),
+                    rows.setdefault(name, {})[seed] = studio.measure(name, seed)
+        near = [count for seed in seeds for count in studio.trials(seed).near]
+        out = {"training_seeds": len(seeds), "chance": round(1 / IDENTITIES, 4), "chance_hard": round(1 / HARD, 4),
+               "chance_near": round(sum(1 / (1 + count) for count in near) / len(near), 4), "chance_leak": 0.5,
+               "judge_on_renders": studio.judge_says, "hard_in_one_attribute": round(sum(near) / len(near), 1),
                "device": str(studio.model.load_device), "world": studio.world,
                "missing": ", ".join(missing) or "nothing", **summary(rows)}
+        out |= {f"time_over_plain_{name}": round(studio.time_over_plain(name, seeds[0]), 3) for name in rows
+                if name in ROWS and seeds[0] in rows[name]}
         grids(studio, rows, seeds[0])
     (folder / "ablation.md").write_text(markdown(out), encoding="utf-8")
     return out

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from _ablation_table import spread  # tests/bench is on the path of every bench
 from _guidance_world import CFG, NEGATIVE, NOISES, REFRESH, SCOPE, STEPS, World, injected, sampled
-from custany import candidates, ratio
+from custany import IDENTITIES, candidates, ratio
 from torch import Tensor
 
 from likeness.models.common import files
@@ -54,7 +54,7 @@ def kept(world_: World, path: Path, plain: dict[int, Tensor], folder: Path) -> t
     key = cache_key([files.sha256(file) for file in (path, *parts)], PICTURES, NOISES, STEPS, CFG, SCOPE, REFRESH)
     file, sheet = folder / f"quality_{key}.json", folder / f"quality_{key}.png"
     if not (file.exists() and sheet.exists()):
-        rows = Rows(world_, adapters.load_adapter(path), plain, PICTURES // (16 * NOISES))
+        rows = Rows(world_, adapters.load_adapter(path), plain, PICTURES // (IDENTITIES * NOISES))
         rows.all()
         save_sheet(rows.shown, sheet)
         part = file.with_suffix(".part")
@@ -65,7 +65,7 @@ def kept(world_: World, path: Path, plain: dict[int, Tensor], folder: Path) -> t
 
 def numbers(found: list[Hits]) -> dict[str, Any]:
     """Mean, interval, count and each training seed's mean of every row; an entry of `found` is one seed's. Training seeds are
-    drawn anew for the interval, and pictures within each."""
+    drawn anew for the interval, identities within each and their pictures."""
     out: dict[str, Any] = {}
 
     def say(name: str, value: float, ends: tuple[float, float], each: list[float]) -> None:
@@ -76,7 +76,7 @@ def numbers(found: list[Hits]) -> dict[str, Any]:
     for name in found[0]:
         if name not in PARTS:
             values = torch.tensor([hits[name] for hits in found])
-            say(name, float(values.mean()), spread(values), values.mean(1).tolist())
+            say(name, float(values.mean()), spread(values, IDENTITIES), values.mean(1).tolist())
     near, far = ([value for hits in found for value in hits[part]] for part in PARTS)
     value, low, high = ratio(near, far)
     say("outside_change", value, (low, high), [sum(hits[PARTS[0]]) / sum(hits[PARTS[1]]) for hits in found])

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.paths import ROOT
+from harness.paths import ROOT, HarnessError
 
 IDENTITIES, PROMPTS, NOISES, STEPS, CFG = 16, 4, 4, 20, 3.0
 ROWS = {"none": None, "both": (1.0, 1.0), "shuffled": (1.0, 1.0), "global": (1.0, 0.0), "local": (0.0, 1.0)}
@@ -152,12 +152,16 @@ def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list)
     return {key: round(value, 4) for key, value in out.items()}
 
 
-def load_judge(weights: Path) -> tuple[Any, str]:
-    """The judge of a folder of weights, and what its file says of its own accuracy on held-out renders."""
+def load_judge(weights: Path, world: str = "easy") -> tuple[Any, str]:
+    """The judge of a folder of weights, and what its file says of its own accuracy on held-out renders. Raises HarnessError
+    for one that never saw this world."""
     from likeness.models.common import files
     from likeness.models.demo.judge import Judge
 
     state, metadata = files.load(weights / "judge.safetensors")
+    if world not in metadata.get("worlds", "easy").split():
+        raise HarnessError(f"The judge in {weights.name} never saw the {world} world; make one that did: python dev.py train "
+                           f"demo judge --weights {weights.name}.")
     judge = Judge().eval()
     judge.load_state_dict({k: v.float() for k, v in state.items()})
     return judge, metadata["accuracy"]

@@ -11,6 +11,7 @@ import torch
 from bench import _ablation, _ablation_table
 
 from harness import mini
+from harness.paths import HarnessError
 from host.support import comfy, miniature
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
@@ -42,7 +43,7 @@ def weights(tmp_path_factory) -> Path:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         judge = Judge()
-    files.save(folder / "judge.safetensors", judge.state_dict(), {"accuracy": json.dumps({"kind": 0.2})})
+    files.save(folder / "judge.safetensors", judge.state_dict(), {"accuracy": json.dumps({"kind": 0.2}), "worlds": "easy wide"})
     return folder
 
 
@@ -100,8 +101,11 @@ def test_every_variant_is_another_training(weights, adapters, monkeypatch):
         assert metadata["base_sha256"] == files.sha256(weights / "base.safetensors")
     families = {name: [entry["family"] for entry in json.loads(metadata["encoders"])] for name, metadata in said.items()}
     two = ["dinov2", "mae"]
-    assert families == {"both": two, "dino": ["dinov2"], "mae": ["mae"], "clip": ["clip"], "coupled": two, "decoupled": two}
-    assert [said[name]["correlate"] for name in said] == ["0.0"] * 4 + ["0.9"] * 2
+    assert families == {"both": two, "global": two, "local": two, "dino": ["dinov2"], "mae": ["mae"], "clip": ["clip"],
+                        "coupled": two, "decoupled": two}
+    assert {name for name in said if said[name]["correlate"] == "0.9"} == {"coupled", "decoupled"}
+    offs = {name: tuple(json.loads(said[name]["train_config"])[key] for key in ("global_off", "local_off")) for name in said}
+    assert offs == dict.fromkeys(said, (0.1, 0.1)) | {"global": (0.1, 1.0), "local": (1.0, 0.1)}
     losses = {name: json.loads(metadata["losses"]) for name, metadata in said.items()}
     assert {name for name in losses if losses[name]["decouple"]} == {"decoupled"}
     # Pairs of one pose are other lessons: four sets of encoders, and one of them twice.
@@ -110,7 +114,7 @@ def test_every_variant_is_another_training(weights, adapters, monkeypatch):
     drawn = []
     monkeypatch.setattr(lessons, "prepare", lambda *args: drawn.append(args))
     stamps = {path: path.stat().st_mtime_ns for path in adapters.glob("*/adapter.safetensors")}
-    assert len(train_all(adapters, weights)) == 6 == len(stamps) and not drawn
+    assert len(train_all(adapters, weights)) == 8 == len(stamps) and not drawn
     assert {path: path.stat().st_mtime_ns for path in adapters.glob("*/adapter.safetensors")} == stamps
 
 
@@ -139,6 +143,10 @@ def test_lessons_are_of_the_world_that_the_base_draws(weights, tmp_path, monkeyp
             train(tmp_path / label, own, "test", pairs=PAIRS, steps=1)
     assert asked == [world.EASY, world.WIDE]
     assert _ablation_world(own, weights, tmp_path) == ("wide", world.WIDE)
+    state, metadata = files.load(own / "judge.safetensors")
+    files.save(own / "judge.safetensors", state, {key: value for key, value in metadata.items() if key != "worlds"})
+    with pytest.raises(HarnessError, match="never saw the wide world"):
+        _ablation.Studio(own, tmp_path, tmp_path, 2)
 
 
 def _ablation_world(own: Path, weights: Path, tmp_path: Path) -> tuple[str, world.Variation]:
@@ -266,17 +274,17 @@ def test_the_whole_table_resumes_and_names_what_is_missing(weights, adapters, tm
     def run(rows: list[str], seeds: list[int]) -> dict[str, Any]:
         return _ablation_table.ablation(weights, adapters, tmp_path, rows, seeds, 2, 1)
     first = run(["none", "both", "clip"], [0])
-    assert len(made) == 3 and first["missing"] == "nothing" and first["pictures_a_row"] == 32
+    assert len(made) == 3 and first["missing"] == "nothing" and first["pictures_both"] == 32
     used = [ablation.folder_of(adapters, "both", 0) / "adapter.safetensors", weights / "dino.safetensors",
             weights / "mae.safetensors"]
     values = sum(math.prod(info.shape) for path in used for info in files.read_header(path).tensors.values())
     kept = 4 * 2 * 64 * 96  # layers, keys and values, tokens, channels
     assert first["memory_mib_both"] == pytest.approx(4 * (values + kept) / 2 ** 20, abs=1e-3)  # float32 on a CPU
-    assert first["memory_mib_none"] == 0
+    assert first["memory_mib_none"] == 0 < first["time_over_plain_both"] and 0 < first["chance_near"] < 1 / 20
     out = run(["none", "both", "clip", "coupled"], [0, 1])
     assert len(made) == 5, "only the new row and the text of the new seed"
     assert out["missing"] == "both_1, clip_1, coupled_1" and out["seeds_none"] == 2 and out["seeds_both"] == 1
-    for key in ("retrieval", "retrieval_hard", "scene", "place", "leak"):
+    for key in _ablation.MEASURES:
         for row in ("none", "both", "clip", "coupled", "ceiling", "coded"):
             assert out[f"{key}_{row}_lo"] <= out[f"{key}_{row}"] <= out[f"{key}_{row}_hi"]
     assert {path.name for path in tmp_path.glob("*.png")} == {f"ablation_{name}.png" for name in _ablation_table.TABLES}
@@ -288,3 +296,7 @@ def test_the_whole_table_resumes_and_names_what_is_missing(weights, adapters, tm
     run(["none", "both"], [0])
     path.write_bytes(before)
     assert len(made) == 6, "another adapter is measured anew"
+    real_trials = _ablation.trials
+    monkeypatch.setattr(_ablation, "trials", lambda *words: real_trials(*words)._replace(noise=1 + real_trials(*words).noise))
+    run(["none", "both"], [0])
+    assert len(made) == 8, "and whatever is asked for otherwise"

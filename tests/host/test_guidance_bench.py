@@ -67,9 +67,10 @@ def test_the_cost_is_the_median_of_three(bench, monkeypatch, family):
     assert len(shared) == 1 + 3 and len({id(one) for one in shared}) == 4, "new in every call"
 
 
-def test_training_seeds_stand_by_themselves_and_together(bench):
+def test_training_seeds_stand_by_themselves_and_together(bench, monkeypatch):
     """Two seeds of four pictures: the mean of all, each seed's own, and an interval that knows how far seeds lie apart."""
     rows = bench("_guidance_quality")
+    monkeypatch.setattr(rows, "IDENTITIES", 2)
 
     def seed(hits: list[float], near: float) -> dict[str, list[float]]:
         return {"retrieval": hits, "outside_near": [near] * 4, "outside_far": [2.0] * 4}

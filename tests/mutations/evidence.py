@@ -13,6 +13,7 @@ TRIALS = (f"{UNIT}trials_and_measures",)
 DEVICE = (f"{HOST}nothing_of_the_miniature_stays_behind_on_the_cpu",)
 WORLD = (f"{HOST}lessons_are_of_the_world_that_the_base_draws",)
 LABEL = (f"{UNIT}a_base_of_either_world_is_labelled_when_it_is_one",)
+KEPT = (f"{HOST}the_whole_table_resumes_and_names_what_is_missing",)
 RUNS = (f"{HOST}a_run_goes_on_and_never_on_other_lessons",)
 BATCH = (f"{HOST}a_batch_is_what_the_nodes_make_one_by_one", f"{HOST}a_shuffled_row_takes_another_creatures_reference")
 
@@ -61,7 +62,16 @@ MUTATIONS = [
     Mutation("every reference faces right", "tests/bench/_ablation.py", "mirror = (identity + j) % 2", "mirror = 0 * identity",
              TRIALS),
     Mutation("training seeds are not drawn anew", "tests/bench/_ablation_table.py",
-             "torch.randint(0, seeds, (DRAWS, seeds, 1), generator=g)", "torch.arange(seeds).view(1, seeds, 1)", NUMBERS),
+             "seed = torch.randint(0, seeds, (seeds, 1, 1), generator=g)", "seed = torch.arange(seeds).view(seeds, 1, 1)",
+             NUMBERS),
+    Mutation("identities are not drawn anew", "tests/bench/_ablation_table.py",
+             "group = torch.randint(0, groups, (seeds, groups, 1), generator=g)",
+             "group = torch.arange(groups).view(1, groups, 1)", NUMBERS),
+    Mutation("a row that was kept is taken for other trials", "tests/bench/_ablation.py", "own, self.asked[seed],", "own,", KEPT),
+    Mutation("any judge judges any world", "tests/bench/custany.py",
+             'if world not in metadata.get("worlds", "easy").split():', "if False:", WORLD),
+    Mutation("what decoupling loses pairs any seeds", "tests/bench/_ablation_table.py",
+             "sorted(coupled.keys() & decoupled.keys())", "sorted(coupled)[:min(len(coupled), len(decoupled))]", NUMBERS),
     Mutation("overlapping intervals count as shown", "tests/bench/_ablation_table.py",
              '_{a}_lo"] > numbers[f"{measure}_{b}_hi"]:', '_{a}"] > numbers[f"{measure}_{b}"]:', NUMBERS),
     # -- pictures

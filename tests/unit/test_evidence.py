@@ -225,17 +225,22 @@ def test_intervals_are_over_seeds_and_pictures():
     low, high = _ablation_table.spread(apart)
     assert low < 0.25 and high > 0.75
     assert _ablation_table.spread(torch.ones(1, 8)) == (1.0, 1.0)
+    alike = torch.tensor([0.0, 1.0]).repeat_interleave(200).expand(1, 400)  # two identities, always wrong and always right
+    low, high = _ablation_table.spread(alike, 2)
+    assert (low, high) == (0.0, 1.0) and _ablation_table.spread(alike)[0] > 0.4
 
 
-def measured(rate: float, leak: float = 0.5, pictures: int = 100) -> list[dict]:
+def measured(rate: float, leak: float = 0.5, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[int, dict]:
+    """16 identities of 100 pictures, each with the same share of hits."""
     def hits(share: float) -> list[float]:
-        return [1.0 if k < round(share * pictures) else 0.0 for k in range(pictures)]
-    return [dict.fromkeys(_ablation.MEASURES, hits(rate)) | {"leak": hits(leak), "seconds": 0.1, "memory_mib": 2.0}] * 3
+        return [1.0 if k < round(share * 100) else 0.0 for k in range(100)] * 16
+    return dict.fromkeys(seeds, dict.fromkeys(_ablation.MEASURES, hits(rate)) | {"leak": hits(leak), "memory_mib": 2.0})
 
 
 def test_summary_verdicts_and_goals():
-    rows = {"none": measured(0.02), "global": measured(0.3), "local": measured(0.8), "both": measured(0.84),
-            "coupled": measured(0.8, 0.9), "decoupled": measured(0.7, 0.6), "ceiling": measured(1.0)}
+    rows = {"none": measured(0.02), "global": measured(0.3), "local": measured(0.83), "both": measured(0.84),
+            "coupled": measured(0.8, 0.9), "decoupled": measured(0.7, 0.6), "ceiling": measured(1.0),
+            "shuffled": measured(0.3)}
     out = _ablation_table.summary(rows)
     assert out["retrieval_both"] == 0.84 and out["retrieval_both_lo"] < 0.84 < out["retrieval_both_hi"]
     assert out["verdict_retrieval_hard_local_over_global"] == "shown"
@@ -244,6 +249,16 @@ def test_summary_verdicts_and_goals():
     assert _ablation_table.verdict(out, "leak", "decoupled", "coupled") == "the other way round"
     assert out["goal_retrieval_both"] == "missed, 0.85" and out["goal_retrieval_hard_both"] == "reached, 0.6"
     assert out["lost_retrieval_decoupled"] == pytest.approx(0.1) and out["goal_lost_retrieval_decoupled"].startswith("missed")
-    assert out["seeds_both"] == 3 and "seconds_ceiling" not in out and "verdict_retrieval_hard_both_over_dino" not in out
-    text = _ablation_table.markdown({**out, "chance": 0.0625, "chance_hard": 0.0156})
-    assert "| local level only | 0.80 (" in text and "`verdict_leak_coupled_over_decoupled`: shown" in text
+    assert out["premise_leak_coupled_over_both"] == "shown" and out["goal_retrieval_shuffled"] == "missed, chance"
+    assert out["seeds_both"] == 3 and out["pictures_both"] == 4800 and "verdict_retrieval_hard_both_over_dino" not in out
+    text = _ablation_table.markdown({**out, "chance": 0.0625, "chance_hard": 0.0156, "chance_near": 0.04,
+                                     "time_over_plain_local": 1.05})
+    assert "| local level, trained alone | 0.83 (" in text and "| 1.05 | 2.00 |" in text and "`verdict_leak_coupled_over_decoupled`: shown" in text
+
+
+def test_what_decoupling_loses_is_told_of_the_same_training_seeds():
+    """One run of each is missing, not of the same seed: only the seed that both have counts."""
+    rows = {"coupled": {**measured(0.9, seeds=(1,)), **measured(0.2, seeds=(2,))}, "decoupled": measured(0.9, seeds=(0, 1))}
+    assert _ablation_table.summary(rows)["lost_retrieval_decoupled"] == 0.0
+    assert "lost_retrieval_decoupled" not in _ablation_table.summary({"coupled": measured(0.9, seeds=(0,)),
+                                                                     "decoupled": measured(0.9, seeds=(1,))})
