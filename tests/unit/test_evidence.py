@@ -10,13 +10,24 @@ from bench import _ablation, _ablation_table, _looks
 
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
-from likeness.models.demo import base, lessons, pretrain, world
+from likeness.models.demo import base, lessons, packed, pretrain, world
 from likeness.models.demo.first_stage import FirstStage
 from likeness.models.demo.judge import HEADS
 from likeness.models.demo.pool import render_pool
 from likeness.models.demo.recipe import Recipe
 from likeness.models.vision.keys import identify
 from likeness.models.vision.load import load_vit
+
+
+class Unet(torch.nn.Module):
+    """The smallest network that a base can have."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(48, 48, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return self.mix(x)
 
 
 def poses_of(monkeypatch, correlate: float, n: int = 96) -> tuple[lessons.Pair, dict[str, torch.Tensor]]:
@@ -63,13 +74,6 @@ def test_a_base_says_what_it_draws():
 
 def test_a_base_of_either_world_is_labelled_when_it_is_one(tmp_path, monkeypatch):
     """The wide run goes through the easy stage first, and neither takes the other's checkpoint for its own."""
-    class Unet(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mix = torch.nn.Conv2d(48, 48, 1)
-
-        def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            return self.mix(x)
     easy = (base.Stage("easy", 1, world.EASY, 40, 1),)
     monkeypatch.setattr(base, "STAGES_OF", {"easy": easy, "wide": (*easy, base.Stage("wide", 2, world.WIDE, 40, 2))})
     first = FirstStage()
@@ -85,6 +89,30 @@ def test_a_base_of_either_world_is_labelled_when_it_is_one(tmp_path, monkeypatch
         assert header.tensors["text.text_model.embeddings.token_embedding.weight"].dtype == "I8", "in 8 bits, as it ships"
     assert [(more["steps"], more.get("world"), more["stages"].count("steps")) for more in said] == [
         ("1", None, 1), ("3", "wide", 2), ("3", "wide", 2), ("1", None, 1), ("1", None, 1), ("3", "wide", 2)]
+
+
+def test_a_wide_base_may_begin_with_a_file_of_the_easy_world(tmp_path, monkeypatch):
+    """The stages before its own are taken as done, and its pictures go through the file's own first stage."""
+    easy = (base.Stage("easy", 1, world.EASY, 40, 1),)
+    monkeypatch.setattr(base, "STAGES_OF", {"easy": easy, "wide": (*easy, base.Stage("wide", 2, world.WIDE, 40, 2))})
+    first = FirstStage()
+    first.init_weights()
+    monkeypatch.setattr(Recipe, "first_stage", lambda self: (first, 0.0))
+    Recipe(tmp_path / "work", tmp_path / "easy", "test", lambda _: None).base(Unet())
+    monkeypatch.setattr(Recipe, "first_stage", lambda self: pytest.fail("made once more"))
+    drawn, real = [], base.render_pool
+    monkeypatch.setattr(base, "render_pool", lambda n, seed, variation: drawn.append(variation) or real(n, seed, variation))
+    begun, train = [], base.BaseRun.train_stage
+    monkeypatch.setattr(base.BaseRun, "train_stage", lambda self, *args: begun.append(
+        (self.step, self.unet.mix.weight.detach().clone())) or train(self, *args))
+    start = tmp_path / "easy" / "base.safetensors"
+    Recipe(tmp_path / "other", tmp_path / "wide", "test", lambda _: None).base(Unet(), "wide", start)
+    (step, weight), = begun
+    known, made = packed.load(start), packed.load(tmp_path / "wide" / "base.safetensors")
+    assert step == 1 and drawn == [world.WIDE] and torch.equal(weight, known["unet.mix.weight"].float())
+    assert all(torch.equal(made[name], value) for name, value in known.items() if name.startswith("first_stage."))
+    assert not torch.equal(made["unet.mix.weight"], known["unet.mix.weight"])
+    assert files.read_header(tmp_path / "wide" / "base.safetensors").metadata["steps"] == "3"
 
 
 @pytest.mark.parametrize("name", ["easy", "wide"])
@@ -251,9 +279,10 @@ def test_summary_verdicts_and_goals():
     assert out["lost_retrieval_decoupled"] == pytest.approx(0.1) and out["goal_lost_retrieval_decoupled"].startswith("missed")
     assert out["premise_leak_coupled_over_both"] == "shown" and out["goal_retrieval_shuffled"] == "missed, chance"
     assert out["seeds_both"] == 3 and out["pictures_both"] == 4800 and "verdict_retrieval_hard_both_over_dino" not in out
-    text = _ablation_table.markdown({**out, "chance": 0.0625, "chance_hard": 0.0156, "chance_near": 0.04,
-                                     "time_over_plain_local": 1.05})
-    assert "| local level, trained alone | 0.83 (" in text and "| 1.05 | 2.00 |" in text and "`verdict_leak_coupled_over_decoupled`: shown" in text
+    text = _ablation_table.markdown(
+        {**out, "chance": 0.0625, "chance_hard": 0.0156, "chance_near": 0.04, "time_over_plain_local": 1.05})
+    assert "| local level, trained alone | 0.83 (" in text and "| 1.05 | 2.00 |" in text
+    assert "`verdict_leak_coupled_over_decoupled`: shown" in text
 
 
 def test_what_decoupling_loses_is_told_of_the_same_training_seeds():
