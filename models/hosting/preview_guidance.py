@@ -44,8 +44,8 @@ def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, ev
     masks, tiles, lines = [], [], []
     for colour, word in enumerate(chosen):
         for step, mask in word.masks[-1:] if last_step else word.masks:
-            if last_step and mask.shape[0] == 1:  # the artist's own may serve all pictures
-                mask = mask.expand(samples.shape[0], -1, -1, -1)
+            if last_step:  # the artist's own may be fewer than the pictures, then they go round
+                mask = mask[[k % mask.shape[0] for k in range(samples.shape[0])]]
             masks.append(F.interpolate(mask.float(), size, mode="bilinear", align_corners=False)[:, 0])
             pictures = (["all pictures"] if mask.shape[0] == 1 < samples.shape[0]
                         else [f"picture {k}" for k in range(1, mask.shape[0] + 1)])
