@@ -15,6 +15,7 @@ VALUES = ("soft", "binary")
 MASK_USES = ("multiply", "replace")
 OVERLAPS = ("add", "share")
 WORDS = ("this word", "every word of the run")
+STEPS = ("all", "last")
 
 
 def _scope() -> io.Float.Input:
@@ -222,21 +223,29 @@ class PreviewGuidance(io.ComfyNode):
                     "words", options=list(WORDS), default=WORDS[0], optional=True,
                     tooltip="Show the word of this guidance, or all words that had a mask in this run.",
                 ),
+                io.Combo.Input(
+                    "steps", options=list(STEPS), default=STEPS[0], optional=True,
+                    tooltip="all: every mask of the run. last: the masks at the end of the run alone, one for each word and "
+                            "picture, in the order of the pictures, ready for any node that takes a mask a picture.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
                     display_name="masks",
                     tooltip="Word by word, step by step, picture by picture, at the size of the latent.",
                 ),
-                io.Image.Output(display_name="image", tooltip="All of them in colour over the picture, in one sheet."),
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="All of them in colour over the picture, in one sheet, each under its word, step and picture.",
+                ),
                 io.String.Output(display_name="text", tooltip="Which steps made a mask, and how much the last one covers."),
             ],
         )
 
     @classmethod
     def execute(cls, guidance: Guidance, latent: io.Latent.Type, image: io.Image.Type | None = None,
-                words: str = WORDS[0]) -> io.NodeOutput:
-        result = preview(guidance, latent["samples"], image, words == WORDS[1])
+                words: str = WORDS[0], steps: str = STEPS[0]) -> io.NodeOutput:
+        result = preview(guidance, latent["samples"], image, words == WORDS[1], steps == STEPS[1])
         return io.NodeOutput(result.masks, result.strip, result.report, ui=ui.PreviewImage(result.strip, cls=cls))
 
 

@@ -10,22 +10,25 @@ from torch import Tensor
 from ..common.errors import LikenessError
 from ..common.images import resize, to_rgb
 from ..common.records import Guidance
-from ..realcustom.overlay import overlay, sheet
+from ..realcustom.overlay import labelled, overlay, sheet
 from .guidance_runs import RUNS, WordRun
 from .memory import to_intermediate
 
-TILE, COLUMNS = 192, 6
+TILE, COLUMNS = 192, 6  # width of a tile, wide enough for its label; tiles in a row
 
 
 class Preview(NamedTuple):
-    """masks (n, h, w), word by word, step by step, picture by picture; strip (1, H, W, 3) in the same order; report."""
+    """masks (n, h, w), word by word, step by step, picture by picture; strip (1, H, W, 3): the same with labels; report."""
     masks: Tensor
     strip: Tensor
     report: str
 
 
-def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, every_word: bool = False) -> Preview:
-    """Of the run that made a latent's samples (b, c, h, w). Raises LikenessError when that run is not kept any more."""
+def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, every_word: bool = False,
+            last_step: bool = False) -> Preview:
+    """Of the run that made a latent's samples (b, c, h, w). last_step: of each word its last mask alone, one for every picture.
+
+    Raises LikenessError when that run is not kept any more."""
     run = RUNS.find(samples)
     if run is None:
         raise LikenessError("No masks are kept for this LATENT: its run is not one of the last 8, or it is not a sampler's own "
@@ -40,10 +43,15 @@ def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, ev
     size = (samples.shape[-2], samples.shape[-1])
     masks, tiles, lines = [], [], []
     for colour, word in enumerate(chosen):
-        for _, mask in word.masks:
-            planes = F.interpolate(mask.float(), size, mode="bilinear", align_corners=False)[:, 0]
-            masks.append(planes)
-            tiles.append(overlay(_tiles(image, mask.shape[0], size), mask[:, 0].float(), colour))
+        for step, mask in word.masks[-1:] if last_step else word.masks:
+            if last_step:  # the artist's own may be fewer than the pictures, then they go round
+                mask = mask[[k % mask.shape[0] for k in range(samples.shape[0])]]
+            masks.append(F.interpolate(mask.float(), size, mode="bilinear", align_corners=False)[:, 0])
+            pictures = (["all pictures"] if mask.shape[0] == 1 < samples.shape[0]
+                        else [f"picture {k}" for k in range(1, mask.shape[0] + 1)])
+            labels = [(word.text, f"step {step + 1}, {picture}") for picture in pictures]
+            laid = overlay(_tiles(image, mask.shape[0], size), mask[:, 0].float(), colour)
+            tiles.append(labelled(laid, labels, colour))
         lines.append(_line(word))
     masks_, strip = torch.cat(masks), sheet(torch.cat(tiles), COLUMNS)
     return Preview(to_intermediate(masks_), to_intermediate(strip), "\n".join(lines))
@@ -51,7 +59,7 @@ def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, ev
 
 def _tiles(image: Tensor | None, count: int, size: tuple[int, int]) -> Tensor:
     """What the masks are laid over: the pictures themselves, or plain grey."""
-    height, width = (round(TILE * side / max(size)) for side in size)
+    height, width = max(1, round(TILE * size[0] / size[1])), TILE
     if image is None:
         return torch.full((count, height, width, 3), 0.75)
     small = resize(to_rgb(image).cpu(), height, width)

@@ -22,17 +22,22 @@ from .workflow_parts import (
 METHOD = "RealCustom++"
 WHERE = "Subject where its Word is (RealCustom++)"
 PICTURES, REFRESH = 3, 10
-NECK = 40  # of a creature in the middle, pixels from above
+SHARES, NECK = 64, 40  # the picture's height in equal parts, and how many of them lie above the neck of a creature
+WHITE, BLACK = 0xffffff, 0
 # what the miniature needs: its fine layers know outlines best, and its masks have 8 x 8 cells
 GUIDED = {"scope": 0.22, "refresh_until_step": REFRESH, "values": "binary", "layers": "finest of the way up"}
 
 
-def subject_where_its_word_is(info: dict) -> Sub:
-    """The method as one block: a picture and a prompt in, a guided model and prompts for any sampler out."""
+def subject_where_its_word_is(info: dict, **values: object) -> Sub:
+    """The method as one block: a picture and a prompt in, a guided model and prompts for any sampler out.
+
+    values: of the Guidance Mask Generator; without any it has the release's."""
     sub = Sub(WHERE, info, "Keeps the subject of a reference picture, and lets it act only where the model itself is drawing its "
-              "word: looks at the picture, finds the word, makes the mask while sampling (RealCustom++).")
+              "word: looks at the picture, finds the word, makes the mask while sampling (RealCustom++). New from the library it "
+              "has the release's values, for SDXL: scope 0.25, refresh_until_step 12 of 25 steps, soft, all layers. For the "
+              "miniature set 0.22, 10, binary, finest of the way up.")
     model, seen, prompt, empty = picture_and_words(sub, "a photo of a cat on the beach", "cat")
-    guide = guided(sub.group("Where", (1, 0), GREY), prompt["word"])
+    guide = sub.group("Where", (1, 0), GREY).add("Likeness_GuidanceMask", {"word": prompt["word"], **values})["guidance"]
     into = inject(sub.group("Into the model", (2, 0), BLUE), model, prompt["conditioning"], empty["CONDITIONING"],
                   seen["subject"], prompt["word"], guidance=guide)
     for name, node, widget in (("text", prompt, "text"), ("word", prompt, "word"), ("negative_text", empty, "text"),
@@ -75,19 +80,19 @@ def plain_words(group: Group, world: Node, text: Link, row: int) -> Link:
                      row=row)["CONDITIONING"]
 
 
-def shown(group: Group, guidance: Link, latent: Link, picture: Link, words: str = "this word", title: str = "") -> Link:
-    """The preview of a run: its masks step by step, the last ones last."""
-    return group.add("Likeness_PreviewGuidance", {"guidance": guidance, "latent": latent, "image": picture, "words": words},
+def shown(group: Group, guidance: Link, latent: Link, picture: Link, title: str = "", **widgets: str) -> Link:
+    """The preview of a run."""
+    return group.add("Likeness_PreviewGuidance", {"guidance": guidance, "latent": latent, "image": picture, **widgets},
                      room=420, width=420, title=title)["masks"]
 
 
-def last_masks(group: Group, masks: Link, count: int = PICTURES, column: int = 0, of: str = "") -> Link:
-    """The masks of the last step as pictures of the miniature's size."""
-    plain = group.add("MaskToImage", {"mask": masks}, column=column, title=f"Masks as pictures{of}")
-    last = group.add("ImageFromBatch", {"image": plain["IMAGE"], "batch_index": -count, "length": count}, column=column,
-                     title=f"The last step's{of}")
-    return group.add("ImageScale", {"image": last["IMAGE"], "upscale_method": "nearest-exact", "width": SIDE, "height": SIDE,
-                                    "crop": "disabled"}, column=column, title=f"Mask: size of the picture{of}")["IMAGE"]
+def as_large(group: Group, mask: Link, picture: Link, of: str = "", method: str = "nearest-exact", column: int = 1) -> Link:
+    """Masks as pictures of the size of others, whatever that is."""
+    plain = group.add("MaskToImage", {"mask": mask}, column=column, title=f"Masks as pictures{of}")
+    size = group.add("GetImageSize", {"image": picture}, column=column, title=f"Size of the picture{of}")
+    return group.add("ImageScale", {"image": plain["IMAGE"], "upscale_method": method, "width": size["width"],
+                                    "height": size["height"], "crop": "disabled"}, column=column,
+                     title=f"Mask: as large as the picture{of}")["IMAGE"]
 
 
 def visible_mask(board: Board) -> None:
@@ -97,7 +102,8 @@ def visible_mask(board: Board) -> None:
     words = board.group("3  The sentence", (2, 0), PURPLE)
     text = words.add("PrimitiveStringMultiline", {"value": "a photo of a cat on the beach, left"}, title="Sentence",
                      room=30)["STRING"]
-    block = board.group("4  Subject, only where its word is", (3, 0), GREEN).add(subject_where_its_word_is(board.info), {
+    what = subject_where_its_word_is(board.info, **GUIDED)
+    block = board.group("4  Subject, only where its word is", (3, 0), GREEN).add(what, {
         "model": world["model"], "clip": world["clip"], "adapter": world["adapter"], "encoders": world["encoders"],
         "image": image, "mask": mask, "text": text}, width=400, room=140)
     runs = board.group("5  The same seed, with and without", (4, 0), PURPLE)
@@ -105,7 +111,9 @@ def visible_mask(board: Board) -> None:
     plain = plain_words(runs, world, text, 1)
     without = sample(runs, world, world["model"], plain, block["negative"], latent, seed, "Text alone", 1)[1]
     look = board.group("6  The mask of this very run", (5, 0), GREY)
-    where = last_masks(look, shown(look, block["guidance"], run, with_it), column=1)
+    shown(look, block["guidance"], run, with_it, "Step by step")
+    last = shown(look, block["guidance"], run, with_it, "The last mask of each picture", steps="last")
+    where = as_large(look, last, with_it)
     joined = stitch(board.group("7  Text alone, mask, with the subject", (6, 0), GREY), [without, where, with_it])
     save(board.group("8  Result", (7, 0), BLUE), joined, "visible mask")
 
@@ -152,8 +160,8 @@ def two_words(board: Board) -> None:
     run, with_them = sample(runs, world, last["model"], last["positive"], last["negative"], latent, seed, "With both subjects")
     without = sample(runs, world, world["model"], both, empty, latent, seed, "Text alone", 1)[1]
     look = board.group("9  The masks of this very run", (7, 0), GREY)
-    areas = [last_masks(look, shown(look, guide, run, with_them, title=f"Masks of the {of}"), of=f", {of}", column=column)
-             for column, (guide, of) in enumerate(((first, "first"), (second, "second")))]
+    areas = [as_large(look, shown(look, guide, run, with_them, f"Last masks of the {of}", steps="last"), with_them, f", {of}")
+             for guide, of in ((first, "first"), (second, "second"))]
     joined = stitch(board.group("10  Both, where the first is, where the second is, text alone", (8, 0), GREY),
                     [with_them, *areas, without])
     out = board.group("11  Result", (9, 0), BLUE)
@@ -177,7 +185,7 @@ def one_to_many(board: Board) -> None:
         run, made = sample(runs, world, node["model"], node["positive"], node["negative"], latent, seed, title, row)
         pictures.append(made)
     pictures.append(sample(runs, world, world["model"], both, empty, latent, seed, "Text alone", 3)[1])
-    shown(board.group("9  The masks of the last run", (7, 0), GREY), first, run, made, "every word of the run")
+    shown(board.group("9  The masks of the last run", (7, 0), GREY), first, run, made, words="every word of the run")
     joined = stitch(board.group("10  Cat, duck, both, text alone", (8, 0), GREY), pictures)
     save(board.group("11  Result", (9, 0), BLUE), joined, "one to many")
 
@@ -198,10 +206,24 @@ def predicted(board: Board) -> None:
         "height": SIDE, **sampling, "stop_step": 8, "scope": GUIDED["scope"], "values": GUIDED["values"],
         "layers": GUIDED["layers"], "latent": latent, "negative": empty, "cfg": SAMPLER["cfg"]}, room=300, width=420)
     edit = board.group("5  Edit it", (3, 1), GREY)
-    lower = edit.add("SolidMask", {"value": 1.0, "width": SIDE, "height": SIDE - NECK}, title="Below the neck, white")
-    cut = edit.add("MaskComposite", {"destination": seen["mask"], "source": lower["MASK"], "x": 0, "y": NECK,
-                                     "operation": "subtract"}, title="Take the body away")
-    edit.add("MaskPreview", {"mask": cut["MASK"]}, title="The edited mask", room=220)
+    keep, away = (edit.add("EmptyImage", {"width": SHARES, "height": height, "batch_size": 1, "color": colour}, title=title)
+                  for height, colour, title in ((NECK, WHITE, "White: the upper part stays"),
+                                                (SHARES - NECK, BLACK, "Black: the lower part goes")))
+    bars = edit.add("ImageStitch", {"image1": keep["IMAGE"], "image2": away["IMAGE"], "direction": "down",
+                                    "match_image_size": False, "spacing_width": 0, "spacing_color": "white"},
+                    title="One below the other")
+    size = edit.add("GetImageSize", {"image": seen["image"]}, column=1)
+    large = edit.add("ImageScale", {"image": bars["IMAGE"], "upscale_method": "nearest-exact", "width": size["width"],
+                                    "height": size["height"], "crop": "disabled"}, column=1, title="As large as the picture")
+    limit = edit.add("ImageToMask", {"image": large["IMAGE"], "channel": "red"}, column=1, title="What stays")
+    cut = edit.add("MaskComposite", {"destination": seen["mask"], "source": limit["MASK"], "x": 0, "y": 0,
+                                     "operation": "multiply"}, column=1, title="Take the body away")
+    edit.add("MaskPreview", {"mask": cut["MASK"]}, column=1, title="The edited mask", room=220)
+    paint = board.group("Paint it by hand (muted: select, Ctrl+M)", (3, 2), GREY)
+    joined = paint.add("JoinImageWithAlpha", {"image": seen["image"], "alpha": seen["mask"]}, muted=True,
+                       title="The mask into the picture's alpha")
+    paint.add("SaveImage", {"images": joined["IMAGE"], "filename_prefix": "likeness/mask to paint"}, muted=True, room=220,
+              title="Save it for the mask editor")
     where = board.group("6  The mask as it was, and edited", (4, 0), GREY)
     as_seen, edited = (guided(where, prompt["word"], title, mask=link, mask_use="replace")
                        for link, title in ((seen["mask"], "As predicted"), (cut["MASK"], "Edited")))
@@ -216,15 +238,17 @@ def predicted(board: Board) -> None:
     save(board.group("10  Result", (8, 0), BLUE), joined, "predicted mask")
 
 
-# a creature of the miniature wears one thing, so the sentences name what the reference wears
-ROUNDS = [(f"a photo of a bear with a scarf {scene}, center", "bear") for scene in ("in the snow", "on the beach", "in a room")]
+# A creature of the miniature wears one thing, so the sentences name what the reference wears. Only the last word is wider: the
+# miniature's attention to the small words of a phrase strays, and no later round is cut out with that mask.
+ROUNDS = [(f"a photo of a bunny with a scarf {scene}, center", word)
+          for scene, word in (("in the snow", "bunny"), ("on the beach", "bunny"), ("in a room", "bunny with a scarf"))]
 
 
 def rounds(board: Board) -> None:
     world, group, latent, seed = begin(board, 1)
-    image, mask = cut_out_picture(group, "likeness_bear")
+    image, mask = cut_out_picture(group, "likeness_bunny")
     core_cut_out(board, image, (1, 2))
-    block, made, box = subject_where_its_word_is(board.info), [], 3
+    block, made, box = subject_where_its_word_is(board.info, **GUIDED), [], 3
     for number, (sentence, word) in enumerate(ROUNDS, 1):
         column = 2 * number
         words = board.group(f"{box}  Round {number}: the sentence", (column, 0), PURPLE)
@@ -240,9 +264,12 @@ def rounds(board: Board) -> None:
         if number < len(ROUNDS):
             look = board.group(f"{box}  Its own mask cuts it out for round {number + 1}", (column + 1, 1), GREY)
             of = f", round {number}"
-            masks = shown(look, node["guidance"], run, image, title=f"Mask of round {number}")
-            last = last_masks(look, masks, 1, of=of)
-            mask = look.add("ImageToMask", {"image": last, "channel": "red"}, title=f"White on the subject{of}")["MASK"]
+            last = shown(look, node["guidance"], run, image, f"Last mask of round {number}", steps="last")
+            # a soft mask is faint where the subject acts little, and the cut-out shall be whole
+            whole = look.add("ThresholdMask", {"mask": last, "value": 0.0}, column=1, title=f"All that is not black{of}")["MASK"]
+            large = as_large(look, whole, image, of, "bilinear")
+            grey = look.add("ImageToMask", {"image": large, "channel": "red"}, column=1, title=f"Back to a mask{of}")["MASK"]
+            mask = look.add("ThresholdMask", {"mask": grey, "value": 0.5}, column=1, title=f"White on the subject{of}")["MASK"]
             box += 1
     joined = stitch(board.group(f"{box}  Side by side", (2 * len(ROUNDS) + 2, 0), GREY), made)
     save(board.group(f"{box + 1}  Result", (2 * len(ROUNDS) + 3, 0), BLUE), joined, "rounds", room=240)

@@ -34,7 +34,12 @@ the old picture. Set the dials anew, they count steps. Bypass *Enlarge the tiny 
 
 GUIDED = """With a large model set in every *Guidance Mask Generator* (in the block: on the block) **layers** to *all*, **values**
 to *soft* and **refresh_until_step** to half of your steps; the values here are for the miniature, whose masks have 8 x 8 places.
-**scope** is about the share of the picture that the subject shall fill: 0.2 to 0.3 for one, less for a part."""
+**scope** is about the share of the picture that the subject shall fill: 0.2 to 0.3 for one, less for a part. A block that comes
+new from the node library has values for SDXL already. Leave **left**, **center** and **right** out of your sentences: as places
+behind a comma they are words of the miniature."""
+
+GUIDED_TOO = """Set every *Guidance Mask Generator* (in the block: on the block) as the note of workflow 13 says, and leave
+**left**, **center** and **right** out of your sentences."""
 
 
 BUILDINGS = """## It works at once
@@ -227,8 +232,9 @@ one seed: the text alone, the last mask, and the subject under that mask. Scene,
 ## What to change
 - **Sentence**: another scene. The **word** of the block must stand in it.
 - **scope**: how much of the picture the mask may cover. **refresh_until_step**: how long it follows the word; later steps keep
-  the last mask.
-- **Preview Guidance** shows the masks step by step, for all pictures of the run.
+  the last mask. Each step with a fresh mask asks the model once more and takes longer: 12 of 25 cost about a quarter more time.
+- **Preview Guidance** shows the masks step by step, for all pictures of the run; with **steps** at *last* it gives one for each
+  picture, so *Size and number* may be what you like.
 - **local_strength**: how strongly the subject acts inside the mask.
 - The mask and the pictures go on to any node: masks from *Preview Guidance*, the rest from the block.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
@@ -239,11 +245,11 @@ both subjects, the mask of the first, the mask of the second, and the text alone
 
 ## What to change
 - The two sentences and words, and the **scope** of each mask. A third subject: one more sentence, word, mask and injector.
-- **Preview Guidance** shows the masks of each word, step by step.
+- **Preview Guidance** shows the last mask of each word; set **steps** to *all* to see how it came.
 - The miniature draws two creatures only when each has a sentence for its half, so the halves are part of this workflow. A large
   model takes *a cat and a bunny in the snow* in one sentence: give both *Subject Prompts* that same text, connect the first one's
-  **conditioning** where *Both* is connected now, and delete the halves.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+  **conditioning** where *Both* is connected now, and delete the halves. The words **left** and **right** go with them.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED_TOO),
     "15 Many words of one picture (One2Many)": note("""# Many words of one picture
 **One picture, looked at once, and several words that take from it.** Row by row, from left to right: only the word **cat** gets
 the look of the picture; only the word **duck** does; both do; the text alone. One *ID Extractor* serves all; each word has its
@@ -251,31 +257,40 @@ own live mask, and what no word names stays as the text makes it.
 
 ## What to change
 - The two sentences and words, and the **scope** of each mask.
-- A picture that holds several things: the word decides what is taken, such as *cat* and *scarf* of a cat with a scarf. A large
-  model finds them in one sentence; the miniature draws two creatures only when each has a sentence for its half.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
-    "16 Predict the mask, edit it, use it": note("""# Predict the mask, edit it, use it
+- A picture that holds several things: the word decides what is taken, such as *cat* and *scarf* of a cat with a scarf.
+- The miniature draws two creatures only when each has a sentence for its half. A large model takes one sentence without **left**
+  and **right**, and no halves: the note of workflow 14 says how.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED_TOO),
+    "16 Predict the mask, edit it, use it": note(f"""# Predict the mask, edit it, use it
 **Where will the cat be? Look before you sample, change the mask, and use it.** *Predict Guidance Mask* takes the first steps with
 the text alone and shows what the model has in mind, with the mask in colour. Here all below the neck is taken away, so that only
 the head gets the look of the picture. A row of the result: the text alone, the whole mask, the edited mask.
 
 ## What to change
-- **stop_step**: early steps know the place, later ones the outline.
-- The edit: any mask node. By hand: save the mask, paint it in the **mask editor** of a *Load Image*, and connect that one's MASK
-  to *Edited*.
+- **stop_step**: early steps know the place, later ones the outline. Each takes as long as a step of the sampler; the sampling
+  itself is not slower, since with **mask_use** at *replace* it asks for no mask.
+- The edit: a white bar above a black one, 40 and 24 parts of the height, made as large as the picture, says what stays. Any other
+  mask node does as well.
+- The edit by hand: {MUTED} (in *Paint it by hand*), and queue: it saves each picture with its mask as transparency. Choose
+  such a file in a new *Load Image*, open the **mask editor** (right click on the picture): the predicted mask is there, change it
+  and save. Connect that node's **MASK** to *Edited*, where the edited mask is connected now; one MASK serves all pictures.
 - **mask_use** at *multiply*: the word's live mask, and yours limits it.
 - The seed feeds both, the prediction and the samplers; change it in one place.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+        OWN_PICTURE, MINIATURE, OWN_MODEL, """Set *Predict Guidance Mask* as the note of workflow 13 says of the *Guidance Mask
+Generator*, with your **steps** and **scheduler**, and leave **left**, **center** and **right** out of your sentence."""),
     "17 Round after round": note("""# Round after round
-**The picture of one round is the reference of the next.** Round 1 draws your bear in the snow. Its own mask cuts the bear out of
-that picture, and round 2 begins with the cut-out, round 3 with that of round 2: what a round invents, the next one knows.
+**The picture of one round is the reference of the next.** Round 1 draws your bunny in the snow. Its own mask cuts the bunny
+out of that picture, and round 2 begins with the cut-out, round 3 with that of round 2: what a round invents, the next one knows.
+And the word may grow: in rounds 1 and 2 it is *bunny*, in round 3 *bunny with a scarf*, so the scarf belongs to the subject too.
 
-In the miniature a mask has 8 x 8 places. The cut-out takes some ground along, so the colours drift from round to round; at the
-size of SDXL a mask has sixteen times as many places or more.
+In the miniature a mask has 8 x 8 places, with SDXL at 1024 it has 64 x 64. So here the cut-out takes some ground along and leaves
+an ear behind, and the colours drift from round to round. The miniature also looks anywhere for the small words of a phrase: here
+the wide word stands in the last round only, whose mask cuts nothing out.
 
 ## What to change
-- The **sentences** and **words**. With SDXL a later sentence and word may name more than the former, such as *bear with a hat*:
-  the hat that round 1 invents is part of the subject of round 2.
-- A fourth round: copy the last groups, with its picture and mask as you see it between round 1 and round 2.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+- The **sentences** and **words**. A later word may name more than the former, such as *dog*, then *dog with the pink hat*: the
+  hat that round 1 invents is part of the subject of round 2. The words must stand in the sentence as they are.
+- A fourth round: copy the last groups, with its picture and mask as you see it between round 1 and round 2.
+- Several pictures: each is cut out with its own mask, and all of them together are the next reference.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED_TOO),
 }

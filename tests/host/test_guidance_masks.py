@@ -38,7 +38,7 @@ from likeness.models.hosting.guidance_runs import RUNS
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.masks_of_run import Made, composed, shared
 from likeness.models.hosting.prompt import POOLED
-from likeness.models.realcustom.overlay import overlay, sheet
+from likeness.models.realcustom.overlay import FONT, LINE, labelled, overlay, sheet
 
 TWO = "a cat and a dog on the beach"
 SIGMAS = (14.0, 6.0, 2.0, 0.0)
@@ -361,6 +361,27 @@ def test_two_samplers_on_one_guidance_each_keep_their_own(nodes):
     assert show(guidance(scope=0.5), {"samples": outs[0]}, words="every word of the run").args[0].shape == (2, 8, 8)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_last_masks_are_one_for_each_word_and_picture(nodes, count):
+    """Whatever the number of pictures, also where the artist's own masks are fewer and go round."""
+    how = [guidance(prompt("sd15", TWO, "cat")[1], refresh=2),
+           guidance(prompt("sd15", TWO, "dog")[1], mask=torch.tensor([1.0, 0.5]).view(2, 1, 1)[:count], replace=True)]
+    first = injected("sd15", 1, TWO, "cat", strengths=Strengths(0, 1), guidance=how[0])
+    both = inject(first.model, first.positive, first.negative, subject("sd15", 2), prompt("sd15", TWO, "dog")[1],
+                  Strengths(0, 1), guidance=how[1])
+    out = sample(both.model, both.positive, both.negative, steps=3, latent=latent_of("sd15", count))
+    show = nodes["Likeness_PreviewGuidance"].execute
+    cat, picture, text = show(how[0], {"samples": out}, steps="last").args
+    torch.testing.assert_close(cat, mask_of(out, how[0].name))
+    assert cat.shape == (count, 8, 8) and (count == 1 or not torch.equal(cat[0], cat[1]))
+    every, all_of_it, said = show(how[0], {"samples": out}).args
+    assert torch.equal(every[-count:], cat) and every.shape[0] == 2 * count and said == text
+    assert picture.shape[1] <= all_of_it.shape[1] and picture.shape[2] < all_of_it.shape[2]
+    words = show(how[0], {"samples": out}, words="every word of the run", steps="last").args[0]
+    assert words.shape == (2 * count, 8, 8) and torch.equal(words[:count], cat)
+    assert words[count:].amax((1, 2)).tolist() == [1.0, 0.5, 1.0, 0.5][:count]
+
+
 def test_the_preview_speaks_of_later_steps_and_of_strengths_only_where_there_are_some(nodes):
     how = guidance(refresh=9)
     done = inject_into(base("sd15")[0], guidance=how)
@@ -415,6 +436,18 @@ def test_pictures_of_masks():
     out = overlay(picture, mask)
     assert out[0, 0, 0, 0] > 0.8 and out[0, 4, 4, 0] < 0.4 and torch.equal(out[1, 0, 0], out[0, 7, 7])
     assert sheet(out, 6).shape == (1, 8, 18, 3) and sheet(out, 1).shape == (1, 18, 8, 3)
+
+
+def test_labels_of_masks():
+    """A strip above each tile, in the mask's colour; what is too long ends in dots, so that all tiles stay equally wide."""
+    tiles = torch.full((2, 8, 192, 3), 0.5)
+    out = labelled(tiles, [("cat", "step 12, picture 3"), ("c" * 99, "step 12, picture 4")], 1)
+    assert out.shape == (2, 2 * LINE + 8, 192, 3) and torch.equal(out[:, 2 * LINE:], tiles)
+    lines = [out[k, LINE * row:LINE * (row + 1)] for k in (0, 1) for row in (0, 1)]
+    heights = [int(line.amax((1, 2)).gt(0.3).sum()) for line in lines]
+    assert all(FONT // 2 <= height <= LINE for height in heights), heights
+    assert not torch.equal(lines[1], lines[3]) and lines[2][:, -3:].max() == 0
+    assert lines[0][..., 2].max() > lines[0][..., 0].max(), "not in the colour of the second word"
 
 
 # -- the prediction ---------------------------------------------------------------------------------------

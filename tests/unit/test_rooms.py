@@ -56,6 +56,7 @@ RULES = {
     "demo": Rule({"demo", *SHARED}, PLAIN),
     **{name: Rule({name, *SHARED}, PLAIN) for name in ROOMS_OF_METHODS},
     "inversion": Rule({"inversion", *SHARED}, PLAIN, {"PIL"}),  # draws the plot of the residuals
+    "realcustom": Rule({"realcustom", *SHARED}, PLAIN, {"PIL"}),  # writes labels on the sheet of masks
     "customnet": Rule({"customnet", *SHARED}, PLAIN, {"PIL"}),  # shrinks the reference as the release does
     "face": Rule({"face", *SHARED}, PLAIN, FACE_LIBRARIES),
 }

@@ -1,15 +1,32 @@
 """The shipped workflows on the real server, with the miniature world."""
 from __future__ import annotations
 
+import io
 import json
 import urllib.parse
 import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness import build_workflows, canvas, canvas_inputs, demo, paths, workflows
-from workflows.shipped import EVERY, NAMES, OURS, OWN_FILES, blueprints, golden, light, nodes, of_type, prompt, same, saved
+from workflows.shipped import (
+    EVERY,
+    NAMES,
+    OURS,
+    OWN_FILES,
+    blueprints,
+    golden,
+    group_box,
+    light,
+    node_box,
+    nodes,
+    of_type,
+    prompt,
+    same,
+    saved,
+)
 
 
 def strip(parts: int) -> tuple[int, int, int]:
@@ -78,6 +95,50 @@ def test_it_runs(server, info, name):
     for key in of_type(job, "PreviewAny"):
         (text,) = result.outputs[key]["text"]
         assert all(word in text for word in (("reconstruction", "dB") if name == "6 Exact inversion" else ("local", "global")))
+
+
+@pytest.mark.parametrize(("name", "count"), [(name, count) for name in NAMES for count in (1, 4)
+                                             if name.split()[0] in ("13", "14", "16", "17")])
+def test_masks_follow_number_and_size_of_the_pictures(server, info, name, count):
+    """Each picture stands beside its own mask, and an edit of a mask is as large as the picture."""
+    job = light(prompt(name, info))
+    wide = ("width", "height", "batch_size"), (96, 64, count)
+    for key in of_type(job, "EmptyLatentImage"):
+        job[key]["inputs"].update(zip(*wide, strict=True))
+    result = server.run(job)
+    assert result.ok, result.error
+    parts = {"14": 4}.get(name.split()[0], 3)
+    pictures = saved(result, job)
+    assert [p.shape for p in pictures] == [(256, (parts * 96 + (parts - 1) * 2) * 4, 3)] * count
+    for picture in pictures if name.split()[0] in ("13", "14") else []:
+        mask = picture[:, 98 * 4:(98 + 96) * 4]  # the second part of the strip
+        assert set(np.unique(mask)) == {0, 255} and 0.15 < (mask > 0).mean() < 0.25
+    for key in of_type(job, "MaskPreview"):
+        for data in result.images[key]:
+            mask = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+            assert mask.shape == (64, 96) and mask[:40].max() == 255 and mask[40:].max() == 0
+
+
+def test_the_saved_mask_comes_back_from_the_picture(server, info):
+    """Paint it by hand: Load Image of the saved picture gives the very mask that was predicted."""
+    name = next(name for name in NAMES if name.startswith("16 "))
+    workflow = workflows.load(paths.WORKFLOWS / f"{name}.json")
+    (group,) = (g for g in workflow["groups"] if g["title"].startswith("Paint it by hand"))
+    for node in workflow["nodes"]:
+        if node_box(node).inside(group_box(group)):
+            node["mode"] = 0
+    job = light(workflows.to_prompt(workflow, info))
+    (join,) = of_type(job, "JoinImageWithAlpha")
+    (save,) = (key for key in of_type(job, "SaveImage") if job[key]["inputs"]["images"] == [join, 0])
+    job["mask"] = {"class_type": "MaskPreview", "inputs": {"mask": job[join]["inputs"]["alpha"]}}
+    first = server.run(job)
+    assert first.ok, first.error
+    (server.input / "painted.png").write_bytes(first.images[save][0])
+    second = server.run({"load": {"class_type": "LoadImage", "inputs": {"image": "painted.png"}},
+                         "mask": {"class_type": "MaskPreview", "inputs": {"mask": ["load", 1]}}})
+    assert second.ok, second.error
+    want, got = (np.asarray(Image.open(io.BytesIO(run.images["mask"][0])).convert("L"), np.int16) for run in (first, second))
+    assert np.abs(want - got).max() <= 1 and 0.1 < (want > 127).mean() < 0.4
 
 
 @pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: path.stem)

@@ -224,7 +224,13 @@ def test_titles_tell_nodes_of_one_kind_apart(path):
 def test_each_block_is_at_work_in_a_workflow(path):
     (definition,) = subgraphs(workflows.load(path))
     assert definition["name"] == path.stem and definition["description"]
-    assert any(definition in subgraphs(workflows.load(file)) for file in FILES)
+    used = [sub for file in FILES for sub in subgraphs(workflows.load(file))]
+    if path.stem == workflow_guidance.WHERE:  # new from the library it has the release's values, in the workflows the miniature's
+        (block,) = workflows.load(path)["nodes"]
+        assert block["widgets_values"][-4:] == [0.25, 12, "soft", "all"]
+        definition, *used = ({**sub, "nodes": [{**node, "widgets_values": []} for node in sub["nodes"]]}
+                             for sub in (definition, *used))
+    assert definition in used
 
 
 def test_one_subgraph_for_keeping_the_scene():
