@@ -22,6 +22,8 @@ from harness import install  # noqa: E402  (standard library only; the rest of h
 from harness.install import Places, Stop, Terminated, call, say  # noqa: E402
 from harness.paths import DEV  # noqa: E402
 
+# Options of `test` that only set a variable for the tests.
+SWITCHES = {"browser": "LIKENESS_BROWSER", "fuzz": "LIKENESS_FUZZ"}
 # pytest options whose next word is a value, even when a file of that name exists
 VALUED = ("-k", "-m", "-p", "-o", "-n", "-W", "--deselect", "--ignore", "--durations", "--maxfail")
 
@@ -51,11 +53,14 @@ def pytest_words(words: list) -> list:
     return out if found else [*out, str(ROOT / "tests")]
 
 
-def run_tests(places: Places, words: list, mutations: bool) -> int:
+def run_tests(places: Places, words: list, mutations: bool, switches: list) -> int:
     if mutations:
+        if switches:
+            raise Stop(f"--mutations runs the few tests that its lists name: leave out --{' and --'.join(switches)}.")
         return harness(places, "mutate", *words)
     # The tests' models are tiny: more threads only fight each other.
     env = {**inside(places), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    env.update({SWITCHES[name]: "1" for name in switches})
     config = ["-c", ROOT / "tests" / "pytest.ini", "--rootdir", ROOT / "tests"]
     config += ["-o", f"cache_dir={DEV / 'pytest_cache'}"]
     # In tests/, because `-m` puts the current folder on sys.path and the pack root must not be there.
@@ -98,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
     p = add("test", "run the tests", "Further words go to pytest: dev.py test tests/unit -k mask")
     p.add_argument("--mutations", action="store_true",
                    help="break a copy of the code on purpose as tests/mutations says: tests must fail")
+    p.add_argument("--browser", action="store_true",
+                   help="also try the page itself in Chromium or Chrome, which has to be installed (about ten minutes)")
+    p.add_argument("--fuzz", action="store_true", help="new random examples, and more of them, in tests/host/test_fuzz.py")
     p = add("bench", "measure something and print the numbers", "Without a name it lists what there is.")
     p.add_argument("name", nargs="?", default="", help="what to measure")
     p.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
@@ -140,7 +148,7 @@ def main(argv: list) -> int:
         return harness(places, "doctor")
     install.setup(places)
     if args.command == "test":
-        return run_tests(places, words, args.mutations)
+        return run_tests(places, words, args.mutations, [name for name in SWITCHES if getattr(args, name)])
     if args.command == "bench":
         return harness(places, "bench", *([args.name] if args.name else []), *options(args), *words)
     return harness(places, args.command, *options(args), *words)

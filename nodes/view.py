@@ -162,8 +162,9 @@ class Placement(io.ComfyNode):
                 image: io.Image.Type | None = None) -> io.NodeOutput:
         if mask is not None and bounding_box is not None:
             raise LikenessError("The place comes from a mask and from a bounding box at once; disconnect one of them.")
-        if image is not None:
-            frame_height, frame_width = image.shape[1:3]
+        picture = None if image is None else split_alpha(image)[0]
+        if picture is not None:
+            frame_height, frame_width = picture.shape[1:3]
         width, height = frame_width, frame_height
         asked: list[places.Box | None] = [None]
         needed = on_missing == ON_MISSING[0]
@@ -177,13 +178,10 @@ class Placement(io.ComfyNode):
         # cut off at the frame: core's crop takes no numbers below 0
         x0, y0, x1, y1 = (min(max(value, 0), most) for value, most in zip(
             placement.pixels(frame_width, frame_height)[0], (frame_width, frame_height) * 2, strict=True))
-        behind = None
-        if image is not None:
-            rows = [k % image.shape[0] for k in range(len(placement.boxes))]
-            behind = split_alpha(image)[0][rows]
-        picture = to_intermediate(places.preview(placement, frame_width, frame_height, behind))
-        return io.NodeOutput(placement, {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}, picture, found,
-                             ui=ui.PreviewImage(picture, cls=cls))
+        behind = None if picture is None else picture[[k % picture.shape[0] for k in range(len(placement.boxes))]]
+        preview = to_intermediate(places.preview(placement, frame_width, frame_height, behind))
+        return io.NodeOutput(placement, {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}, preview, found,
+                             ui=ui.PreviewImage(preview, cls=cls))
 
 
 class ViewConditioner(io.ComfyNode):

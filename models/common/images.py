@@ -23,7 +23,8 @@ def background_color(background: Background) -> tuple[float, float, float]:
 def as_image(image: Tensor) -> Tensor:
     """Any picture tensor -> float32 (b, h, w, c) with 1 to 4 channels, clamped to 0..1.
 
-    Taken: (b, h, w, c), one picture (h, w, c) with 3 or 4 channels, grey (b, h, w) or (h, w), bytes 0..255.
+    Taken: (b, h, w, c), one picture (h, w, c) with 3 or 4 channels, grey (b, h, w) or (h, w), bytes 0..255. NaN is black, as
+    where the host saves it.
     Raises LikenessError for other shapes and for pictures without pixels.
     """
     shape = tuple(image.shape)
@@ -37,7 +38,7 @@ def as_image(image: Tensor) -> Tensor:
     if image.numel() == 0:
         raise LikenessError(f"The picture has no pixels, its shape is {shape}: check the node that made it.")
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    return image.clamp(0, 1)
+    return torch.nan_to_num(image).clamp(0, 1)
 
 
 def split_alpha(image: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -65,6 +65,11 @@ def _spread(ratio: float) -> int:
     return min(max(math.ceil(ratio - 0.01), 1), SPREAD)
 
 
+def _sound(picture: Tensor) -> Tensor:
+    """One broken pixel of a VAE's overflow would make the whole face NaN."""
+    return torch.nan_to_num(picture, posinf=1.0, neginf=0.0)
+
+
 def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, latent: Tensor, paste: Paste,
               limit: Tensor | None = None, restore: Restore | None = None) -> bool:
     """Writes the swapped face into picture (h, w, 3) and its mask into covered (h, w), only where the mask is not 0;
@@ -86,7 +91,7 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
         mask = mask * limit[y0:y1, x0:x1].to(mask)
     if not bool((mask > 0).any()):
         return False
-    real = crop(picture, matrix, size, device)
+    real = _sound(crop(picture, matrix, size, device))
     fake = swap_crop(network, real, latent, paste.boost)
     if paste.colour > 0:
         # the face alone, without the feather: hair and ground have colours of their own
@@ -98,7 +103,7 @@ def swap_face(network: Network, picture: Tensor, covered: Tensor, face: Face, la
     count = 1 if fake.shape[-1] == network.contract.size else _spread(finer * float(torch.linalg.det(turn)) ** 0.5)
     pasted = spread_sample(fake.movedim(0, -1), points if finer == 1 else (points + 0.5) * finer - 0.5, turn * finer, count)
     old = picture[y0:y1, x0:x1]
-    new = torch.lerp(old.to(pasted), pasted, mask[..., None]).to(old)
+    new = torch.lerp(_sound(old.to(pasted)), pasted, mask[..., None]).to(old)
     touched = (mask > 0).to(old.device)
     picture[y0:y1, x0:x1] = torch.where(touched[..., None], new, old)
     covered[y0:y1, x0:x1] = torch.maximum(covered[y0:y1, x0:x1], mask.to(covered))

@@ -19,13 +19,19 @@ def info(server):
 
 
 @pytest.fixture(scope="module", params=list(MODES))
-def page(request, server, info):
+def vue(request):
+    """Whether Vue draws the nodes."""
+    return MODES[request.param]
+
+
+@pytest.fixture(scope="module")
+def page(vue, server, info):
     """A page that is ready for work, nodes drawn on the canvas or by Vue."""
     if not os.environ.get("LIKENESS_BROWSER"):
-        pytest.skip("set LIKENESS_BROWSER=1 to try the page itself in Chromium; it takes five minutes")
+        pytest.skip("dev.py test --browser tries the page itself in Chromium; it takes ten minutes")
     if browser.program() is None:
         pytest.skip("there is no Chromium or Chrome on this machine, so the page itself was not tried")
-    pages.choose(server, **{"Comfy.VueNodes.Enabled": MODES[request.param], "Comfy.Workflow.Persist": False,
+    pages.choose(server, **{"Comfy.VueNodes.Enabled": vue, "Comfy.Workflow.Persist": False,
                             "Comfy.TutorialCompleted": True})
     with browser.Browser() as made:
         pages.enter(made, server)

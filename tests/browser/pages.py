@@ -12,13 +12,13 @@ from PIL import Image
 from harness import paths
 from harness.browser import Browser
 
-# Widgets of the graph and of its sub-graphs, those of a pasted copy in the same order as those of the original.
-WIDGETS = """const out = [];
+# `nodes`: where each node is and the node, of the graph and of its sub-graphs; a pasted copy has the order of its original.
+NODES = """const nodes = [];
     const look = (graph, where) => { for (const n of graph.nodes) {
-        out.push([where + n.id, n.type, (n.widgets || []).map(w => [w.name, w.value])]);
+        nodes.push([where + n.id, n]);
         if (n.subgraph) look(n.subgraph, where + n.id + ':');
     } };
-    look(app.graph, ''); return out"""
+    look(app.graph, '');"""
 
 
 def choose(server: Any, **settings: Any) -> None:
@@ -47,14 +47,25 @@ def open_template(page: Browser, name: str, count: int) -> None:
     page.run("await app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
 
-def complaints(page: Browser) -> list:
-    """Red nodes, unknown types and whatever dialog or overlay tells of an error."""
-    return page.run("""const out = [];
-        const look = graph => { for (const n of graph.nodes) {
-            if (n.has_errors || n.isMissing || (!n.subgraph && !LiteGraph.registered_node_types[n.type])) out.push(n.type);
-            if (n.subgraph) look(n.subgraph);
-        } };
-        look(app.graph);
+def drawn_by_vue(page: Browser) -> list[str]:
+    """Ids of the nodes that Vue made elements of; on the canvas a node has none."""
+    return page.run("return [...document.querySelectorAll('[data-node-id]')].map(e => e.dataset.nodeId)")
+
+
+def unknown(page: Browser) -> list[str]:
+    """Types of nodes that the page does not know."""
+    return page.run(NODES + """return nodes.map(([_, n]) => n).filter(
+        n => n.isMissing || (!n.subgraph && !LiteGraph.registered_node_types[n.type])).map(n => n.type)""")
+
+
+def red(page: Browser) -> list[str]:
+    """Types of nodes with a red frame."""
+    return page.run(NODES + "return nodes.filter(([_, n]) => n.has_errors).map(([_, n]) => n.type)")
+
+
+def complaints(page: Browser) -> list[str]:
+    """Unknown types, red nodes and whatever dialog or overlay tells of an error."""
+    return unknown(page) + red(page) + page.run("""const out = [];
         for (const e of document.querySelectorAll('[data-testid=error-overlay], [role=dialog]'))
             if (e.getBoundingClientRect().width) out.push(e.innerText);
         if (app.extensionManager.lastNodeErrors) out.push(JSON.stringify(app.extensionManager.lastNodeErrors));
@@ -117,8 +128,7 @@ def pictures(page: Browser) -> list[int]:
 
 def rewrite(page: Browser) -> None:
     """Give each widget of our nodes another value that it allows."""
-    page.run("""const look = graph => { for (const n of graph.nodes) {
-            if (n.subgraph) look(n.subgraph);
+    page.run(NODES + """for (const [_, n] of nodes)
             if (n.type.startsWith('Likeness_')) for (const w of n.widgets || []) {
                 const o = w.options || {};
                 if (w.type === 'combo') w.value = (typeof o.values === 'function' ? o.values() : o.values).at(-1);
@@ -128,20 +138,31 @@ def rewrite(page: Browser) -> None:
                 }
                 else if (typeof w.value === 'string') w.value += ' [\\u00e9\\u00e8] (\\u72d0:1.2) "x"\\n\\\\(y\\\\)';
                 else if (typeof w.value === 'boolean') w.value = !w.value;
-            }
-        } };
-        look(app.graph)""")
+            }""")
 
 
 def widgets(page: Browser) -> list:
-    return page.run(WIDGETS)
+    """Place, type, and name and value of each widget, of every node; a preview on the canvas ($$) comes when it is loaded."""
+    return page.run(NODES + """return nodes.map(([at, n]) =>
+        [at, n.type, (n.widgets || []).filter(w => !w.name.startsWith('$$')).map(w => [w.name, w.value])])""")
 
 
-def save(page: Browser) -> str:
-    """Ctrl+S and Enter in the dialog that asks for a name; the path below the user's folder."""
+def save(page: Browser, name: str) -> str:
+    """Ctrl+S, and `name` and Enter in the dialog that asks for one; the path below the user's folder."""
     page.press("s", control=True)
     page.until("!!document.querySelector('[role=dialog] input')", "the dialog for the name")
+    page.run("const e = document.querySelector('[role=dialog] input'); e.focus(); e.select()")
+    page.write(name)
     page.enter()
     page.until("!app.extensionManager.workflow.activeWorkflow.isTemporary && !document.querySelector('[role=dialog] input')",
                "the file to be saved")
     return page.run("return app.extensionManager.workflow.activeWorkflow.path")
+
+
+def open_saved(page: Browser, name: str, count: int) -> None:
+    """From the list of saved workflows by mouse; `count` nodes will be on the canvas."""
+    page.click("document.querySelector('button[aria-label^=Workflows]')", "the button Workflows")
+    page.click("[...document.querySelectorAll('[role=treeitem]')].find(e => e.innerText.trim() === args[0])",
+               f"{name} in the list", name)
+    page.until("app.extensionManager.workflow.activeWorkflow?.filename === args[0] && app.graph.nodes.length === args[1]",
+               f"{name} on the canvas", name, count)

@@ -156,6 +156,10 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="rawKeyDown", commands=[command] if command else [], **code)
         self.call("Input.dispatchKeyEvent", type="keyUp", **code)
 
+    def write(self, text: str) -> None:
+        """Text at the cursor."""
+        self.call("Input.insertText", text=text)
+
     def enter(self) -> None:
         """The key Enter."""
         code = {"code": "Enter", "key": "Enter", "windowsVirtualKeyCode": 13}

@@ -59,9 +59,9 @@ class Client:
         """GET `path` as JSON."""
         return json.loads(self.get_bytes(path, timeout))
 
-    def post(self, path: str, data: dict | None = None, timeout: float = 60) -> Any:
+    def post(self, path: str, data: Any = None, timeout: float = 60) -> Any:
         """POST JSON to `path`; JSON back, or None for an empty answer."""
-        body = json.dumps(data or {}).encode()
+        body = json.dumps({} if data is None else data).encode()
         request = urllib.request.Request(
             self.url + path, data=body, headers={"Content-Type": "application/json"}
         )

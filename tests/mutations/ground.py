@@ -23,6 +23,8 @@ STEPS = (f"{HOST}training_host.py::test_the_network_is_made_ready_for_every_step
 LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_nothing_had_been",)
 UNIT_MASKS = ("tests/unit/test_masks.py",)
 FUZZ = tuple(f"{HOST}fuzz.py::test_{name}" for name in ("metadata_of_adapters", "saved_subjects", "masks"))
+PICTURES = (f"{HOST}fuzz.py::test_pictures",)
+BROKEN = (f"{HOST}fuzz.py::test_broken_pictures_through_the_nodes",)
 KILLED = (f"{HOST}killed.py",)
 FOLDERS = (f"{HOST}nodes_subject.py::test_a_folder_that_was_deleted_takes_no_node_away",)
 PACKED = ("tests/unit/test_packed.py",)
@@ -116,6 +118,12 @@ MUTATIONS = [
     Mutation("a saved subject may hold infinity", HOSTING + "subjects.py",
              "t.shape[2] == width and bool(torch.isfinite(t).all())", "t.shape[2] == width", FUZZ),
     Mutation("nan in a mask stays", COMMON + "masks.py", "torch.nan_to_num(mask).clamp(0, 1)", "mask.clamp(0, 1)", FUZZ),
+    Mutation("nan in a picture stays", COMMON + "images.py", "torch.nan_to_num(image).clamp(0, 1)", "image.clamp(0, 1)",
+             PICTURES),
+    Mutation("a broken pixel breaks the whole swapped face", "models/face/swap.py", "_sound(crop(picture, matrix, size, device))",
+             "crop(picture, matrix, size, device)", BROKEN),
+    Mutation("a place is shown on no picture", "nodes/view.py", "None if image is None else split_alpha(image)[0]", "image",
+             BROKEN),
     Mutation("a half file has the ending of a model", COMMON + "files.py",
              'f".{path.name}.{uuid.uuid4().hex}.tmp"', 'f"{uuid.uuid4().hex}.{path.name}"', KILLED),
     Mutation("a file is written where the old one lies", COMMON + "files.py",

@@ -338,9 +338,23 @@ def test_paths_for_pytest(dev, tmp_path, monkeypatch):
 def test_words_reach_pytest_in_order(dev, monkeypatch):
     seen = []
     monkeypatch.setattr(dev.install, "setup", lambda places: None)
-    monkeypatch.setattr(dev, "run_tests", lambda places, words, mutations: seen.append((words, mutations)) or 0)
+    monkeypatch.setattr(dev, "run_tests", lambda places, *rest: seen.append(rest) or 0)
     dev.main(["test", "tests/unit", "-x", "-k", "a or b", "--lf", "--mutations", "-p", "no:randomly"])
-    assert seen == [(["tests/unit", "-x", "-k", "a or b", "--lf", "-p", "no:randomly"], True)]
+    assert seen == [(["tests/unit", "-x", "-k", "a or b", "--lf", "-p", "no:randomly"], True, [])]
+
+
+def test_switches_reach_the_tests_and_are_off_without_a_word(dev, monkeypatch):
+    seen = []
+    monkeypatch.setattr(dev.install, "setup", lambda places: None)
+    monkeypatch.setattr(dev, "call", lambda command, env=None, **_: seen.append(env or {}) or 0)
+    for words in ([], ["--browser"], ["-x", "--fuzz", "--browser"]):
+        assert dev.main(["test", *words]) == 0
+    read = "".join((ROOT / "tests" / name).read_text(encoding="utf-8") for name in ("browser/conftest.py", "host/test_fuzz.py"))
+    assert all(f'os.environ.get("{variable}")' in read for variable in dev.SWITCHES.values())
+    assert [{name for name, variable in dev.SWITCHES.items() if env.get(variable)} for env in seen[::2]] == [
+        set(), {"browser"}, {"browser", "fuzz"}]
+    with pytest.raises(install.Stop, match="leave out --browser and --fuzz"):
+        dev.main(["test", "--mutations", "--fuzz", "--browser"])
 
 
 def test_words_reach_the_trainer(dev, monkeypatch, tmp_path):

@@ -1,13 +1,14 @@
 """Parts of the harness that need no server."""
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from harness import bench, demo, gallery, mutate, pack, paths, workflows
+from harness import bench, client, demo, gallery, mutate, pack, paths, workflows
 from harness.client import RunResult, refusal
 from harness.server import model_paths_yaml
 
@@ -52,6 +53,15 @@ def test_mirror_is_exact_and_lazy(tmp_path):
     pack.mirror(source, target, parts)
     assert (target / "__init__.py").read_text() == "changed and longer"
     assert not (target / "nodes").exists() and (target / "models" / "deep" / "w.bin").stat().st_ino == kept
+
+
+def test_what_is_posted_arrives_as_it_is(monkeypatch):
+    """A setting of false was once sent as {}, which the page takes for true."""
+    sent = []
+    monkeypatch.setattr(client, "_open", lambda request, **_: sent.append(json.loads(request.data)) or io.BytesIO())
+    for value in (False, 0, [], None, {"a": 1}):
+        client.Client("http://127.0.0.1").post("/settings/a", value)
+    assert sent == [False, 0, [], {}, {"a": 1}] and sent[0] is False
 
 
 def test_model_paths_are_yaml_on_windows_too(tmp_path):
