@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..common import files
+from ..common.errors import LikenessError
 from ..vision.preprocess import normalise
 from . import base, judge, packed, pretrain
 from .base import BaseRun, Stage
 from .cache import cache_key, keep
 from .first_stage import FirstStage
 from .pool import Pool, render_pool
-from .world import WORLDS, Variation
+from .world import WORLDS, Variation, world_of
 
 SEEN = Variation(scene=0.6, offset=1.0, turn=0.1, mirror=True)  # what first stage and encoders learn from
 JUDGED = SEEN._replace(sizes=True, cells=1)
@@ -104,12 +105,16 @@ class Recipe:
 
     def base(self, unet: nn.Module, world: str = "easy", start: Path | None = None) -> None:
         """base.safetensors: UNet, text encoder, first stage. world: one of base.STAGES_OF, each with checkpoints of its own:
-        the learning rate follows the length of the whole recipe. start: a base file of the easy world; its stages are not made
-        again, and its first stage is kept."""
+        the learning rate follows the length of the whole recipe. start: a base file of the easy world, which stands for the
+        stages before the last and gives the first stage. Raises LikenessError for a start that draws another world."""
         known = None if start is None else packed.load(start)
+        if start is not None and world_of(files.read_header(start).metadata) != "easy":
+            raise LikenessError(f"{start.name} draws another world than the easy one: later stages have changed it already.")
         stage, seconds = self.first_stage() if known is None else (base.part(FirstStage(), "first_stage", known), 0.0)
         folder, stages = self.folder if world == "easy" else self.folder / world, base.STAGES_OF[world]
-        folder.mkdir(exist_ok=True)
+        if start is not None:  # never the checkpoint of a run from nothing, nor of one from another file
+            folder = folder / files.sha256(start)[:12]
+        folder.mkdir(parents=True, exist_ok=True)
 
         def export(run: BaseRun, last: Stage) -> None:
             done = stages[:stages.index(last) + 1]

@@ -73,13 +73,17 @@ class Run:
         self.texts: dict[str, str] = {}
         self.length = 0  # steps of the sampling
 
-    def note(self, guides: list[Guidance], masks: dict[str, Tensor], step: int, at_level: bool) -> None:
-        """Keeps a step's masks; an evaluation between two levels does not take the place of one at a level."""
+    def note(self, guides: list[Guidance], masks: dict[str, Tensor], step: int, at_level: bool,
+             frames: tuple[int, ...] = ()) -> None:
+        """Keeps a step's masks; an evaluation between two levels does not take the place of one at a level. frames: which of the
+        latents they are for, where a call sees a window of a video."""
         for guidance in guides:
             if guidance.name in masks:
                 steps = self.steps.setdefault(guidance.name, {})
                 self.texts[guidance.name] = guidance.word.text
-                if at_level or step not in steps:
+                if frames and len(frames) == masks[guidance.name].shape[0]:
+                    steps[step] = _laid_in(steps.get(step), masks[guidance.name], frames)
+                elif at_level or step not in steps:
                     steps[step] = masks[guidance.name]
 
     def held(self, sigma: float | None = None) -> set[str]:
@@ -95,6 +99,16 @@ class Run:
         """What the recorder keeps."""
         return {name: WordRun(self.texts[name], tuple((step, mask.cpu()) for step, mask in sorted(steps.items())), self.length)
                 for name, steps in self.steps.items()}
+
+
+def _laid_in(known: Tensor | None, mask: Tensor, frames: tuple[int, ...]) -> Tensor:
+    """Masks (b, 1, h, w) of some frames among those of the frames that earlier windows saw."""
+    count = max(*frames, -1 if known is None else known.shape[0] - 1) + 1
+    whole = mask.new_zeros(count, *mask.shape[1:])
+    if known is not None:
+        whole[:known.shape[0]] = known
+    whole[list(frames)] = mask
+    return whole
 
 
 def step_of(sigma: float, schedule: Tensor | None) -> tuple[int, bool]:
@@ -168,7 +182,7 @@ def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options
     changed = [one for name, one in active.items()
                if name in due or name in masks and not torch.equal(masks[name], state.masks.get(name, masks[name].new_empty(0)))]
     state.masks, state.active = masks, set(active)
-    run.note(changed, masks, step, at_level)
+    run.note(changed, masks, step, at_level, _window(options) or ())
 
 
 def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run,

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management as management
 import torch
@@ -24,22 +24,25 @@ class Runs:
     """The masks of the last KEPT runs: the one thing here that outlives a sampling, some kilobytes each."""
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[str, dict[str, WordRun]] = OrderedDict()
+        self._runs: OrderedDict[Any, dict[str, WordRun]] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, latent: Tensor, words: dict[str, WordRun]) -> None:
         """words: {name of a guidance: its masks}; the oldest run makes room."""
-        key = latent_hash(latent)
+        # samplings that differ only in what changes nothing (an early end) end at one latent, each with names of its own
+        key = latent_hash(latent), tuple(sorted(words))
         with self._lock:
-            # two samplings that differ only in what changes nothing end at the same latent, each with names of its own
-            self._runs[key] = {**self._runs.pop(key, {}), **words}
+            self._runs.pop(key, None)
+            self._runs[key] = words
             while len(self._runs) > KEPT:
                 self._runs.popitem(last=False)
 
-    def find(self, latent: Tensor) -> dict[str, WordRun] | None:
-        """What was kept for this very latent, or None."""
+    def find(self, latent: Tensor, name: str = "") -> dict[str, WordRun] | None:
+        """What was kept for this very latent, or None: the last run that had a guidance of this name, else the last."""
+        digest = latent_hash(latent)
         with self._lock:
-            return self._runs.get(latent_hash(latent))
+            found = [words for (own, _), words in self._runs.items() if own == digest]
+        return next((words for words in reversed(found) if name in words), found[-1] if found else None)
 
 
 RUNS = Runs()

@@ -103,7 +103,7 @@ class EnhancerGuider(comfy.samplers.CFGGuider):
         """The rows that wait for a live mask. The free flow shares the negative: on the way up, through all the noise from below,
         and on the way down there would be other masks, and what was recorded would not be what is replayed."""
         guides = self.model_options.get("transformer_options", {}).get("patches", {}).get(LIST, [])
-        return {number for guide in guides for number in guide.numbers}
+        return {number for guide in guides if not guide.guidance.replace for number in guide.numbers}
 
     def outer_sample(self, *args, **kwargs):
         # the free model's patches need the device as well; the guider's own are moved by the host

@@ -29,7 +29,7 @@ def preview(guidance: Guidance, samples: Tensor, image: Tensor | None = None, ev
     """Of the run that made a latent's samples (b, c, h, w). last_step: of each word its last mask alone, one for every picture.
 
     Raises LikenessError when that run is not kept any more."""
-    run = RUNS.find(samples)
+    run = RUNS.find(samples, guidance.name)
     if run is None:
         raise LikenessError("No masks are kept for this LATENT: its run is not one of the last 8, or it is not a sampler's own "
                             "output, or no injector with a GUIDANCE acted in it (all strengths 0); connect the sampler's LATENT, "

@@ -30,7 +30,7 @@ def labelled(tiles: Tensor, labels: Sequence[Sequence[str]], colour: int = 0) ->
         strip = Image.new("RGB", (tile.shape[1], LINE * len(lines)))
         draw = ImageDraw.Draw(strip)
         for row, text in enumerate(lines):
-            whole = text
+            text = whole = " ".join(text.split())
             while draw.textlength(text, font_size=FONT) > strip.width - 6 and text != "...":
                 whole = whole[:-1]
                 text = whole + "..."

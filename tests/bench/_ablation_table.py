@@ -1,6 +1,7 @@
 """Numbers, intervals, verdicts, tables and picture grids of the ablation."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,22 @@ GOALS = (("retrieval", "both", 0.85), ("retrieval_hard", "both", 0.60), ("scene"
 MOST_LOST = 0.05  # retrieval that decoupling may cost
 
 
-def spread(values: Tensor, groups: int = 1) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of (seeds, pictures): training seeds are drawn anew, within each of them identities,
-    whose pictures stand together, `groups` of them, and pictures within each."""
-    cells = values.unflatten(1, (groups, -1))
-    seeds, _, each = cells.shape
+def drawn(seeds: int, groups: int, each: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Bootstrap draws of cells (seeds, groups, each): training seeds anew, within each identities, pictures within those."""
     g = torch.Generator().manual_seed(0)
-    means = []
     for _ in range(DRAWS):
         seed = torch.randint(0, seeds, (seeds, 1, 1), generator=g)
         group = torch.randint(0, groups, (seeds, groups, 1), generator=g)
-        means.append(cells[seed, group, torch.randint(0, each, (seeds, groups, each), generator=g)].mean())
-    ordered = torch.stack(means).sort().values
+        yield seed, group, torch.randint(0, each, (seeds, groups, each), generator=g)
+
+
+def spread(values: Tensor, groups: int = 1, over: Tensor | None = None) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (seeds, pictures), or of its ratio to the mean of `over`; an identity's pictures
+    stand together, `groups` identities."""
+    cells, below = (None if one is None else one.unflatten(1, (groups, -1)) for one in (values, over))
+    assert cells is not None
+    found = [cells[draw].mean() / (1.0 if below is None else below[draw].mean()) for draw in drawn(*cells.shape)]
+    ordered = torch.stack(found).sort().values
     return float(ordered[round(0.025 * DRAWS) - 1]), float(ordered[round(0.975 * DRAWS) - 1])
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from _ablation_table import spread  # tests/bench is on the path of every bench
 from _guidance_world import CFG, NEGATIVE, NOISES, REFRESH, SCOPE, STEPS, World, injected, sampled
-from custany import IDENTITIES, candidates, ratio
+from custany import IDENTITIES, candidates
 from torch import Tensor
 
 from likeness.models.common import files
@@ -26,6 +26,7 @@ from likeness.models.hosting import adapters, demo
 from likeness.models.hosting.guidance_runs import RUNS
 
 PICTURES, SIDE, SHOWN = 256, 64, 8
+RULES = 1  # of what is measured and how, the guidance's settings too: what was kept under others is measured anew
 HALVES = tuple(torch.arange(SIDE).div(SIDE // 2, rounding_mode="floor").eq(half).float().expand(1, SIDE, SIDE) for half in (0, 1))
 PARTS = ("outside_near", "outside_far")  # what changes beyond the mask with it and without it
 Hits = dict[str, list[float]]
@@ -51,7 +52,8 @@ def quality(paths: list[Path], folder: Path) -> dict[str, Any]:
 def kept(world_: World, path: Path, plain: dict[int, Tensor], folder: Path) -> tuple[Hits, Path]:
     """What was measured of one adapter and its sheet of pictures, from `folder` or made now: a bench that was stopped goes on."""
     parts = (demo.WEIGHTS / f"{name}.safetensors" for name in ("base", "dino", "mae", "judge"))
-    key = cache_key([files.sha256(file) for file in (path, *parts)], PICTURES, NOISES, STEPS, CFG, SCOPE, REFRESH)
+    key = cache_key([files.sha256(file) for file in (path, *parts)], RULES, PICTURES, NOISES, NEGATIVE,
+                    STEPS, CFG, SCOPE, REFRESH)
     file, sheet = folder / f"quality_{key}.json", folder / f"quality_{key}.png"
     if not (file.exists() and sheet.exists()):
         rows = Rows(world_, adapters.load_adapter(path), plain, PICTURES // (IDENTITIES * NOISES))
@@ -77,9 +79,8 @@ def numbers(found: list[Hits]) -> dict[str, Any]:
         if name not in PARTS:
             values = torch.tensor([hits[name] for hits in found])
             say(name, float(values.mean()), spread(values, IDENTITIES), values.mean(1).tolist())
-    near, far = ([value for hits in found for value in hits[part]] for part in PARTS)
-    value, low, high = ratio(near, far)
-    say("outside_change", value, (low, high), [sum(hits[PARTS[0]]) / sum(hits[PARTS[1]]) for hits in found])
+    near, far = (torch.tensor([hits[part] for hits in found], dtype=torch.float64) for part in PARTS)
+    say("outside_change", float(near.sum() / far.sum()), spread(near, IDENTITIES, far), (near.sum(1) / far.sum(1)).tolist())
     return out
 
 

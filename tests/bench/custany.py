@@ -161,7 +161,7 @@ def load_judge(weights: Path, world: str = "easy") -> tuple[Any, str]:
     state, metadata = files.load(weights / "judge.safetensors")
     if world not in metadata.get("worlds", "easy").split():
         raise HarnessError(f"The judge in {weights.name} never saw the {world} world; make one that did: python dev.py train "
-                           f"demo judge --weights {weights.name}.")
+                           f"demo judge --weights {weights}.")
     judge = Judge().eval()
     judge.load_state_dict({k: v.float() for k, v in state.items()})
     return judge, metadata["accuracy"]

@@ -127,7 +127,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if "quality" in args.only:
         from _guidance_quality import quality
         out |= quality(args.adapters, args.out)
-    for family in [word for word in ("sdxl", "sd15") if word in args.only]:
+    for family in [word for word in ("sd15", "sdxl") if word in args.only]:  # the smaller first: peaks are the process's
         from _guidance_shapes import overhead
         out |= overhead(family, args.threads, STEPS, REFRESH)
     return out

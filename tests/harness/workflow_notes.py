@@ -245,7 +245,8 @@ both subjects, the mask of the first, the mask of the second, and the text alone
 
 ## What to change
 - The two sentences and words, and the **scope** of each mask. A third subject: one more sentence, word, mask and injector.
-- **Preview Guidance** shows the last mask of each word; set **steps** to *all* to see how it came.
+- **Preview Guidance** shows the last mask of each word. To see how it came, copy that node and set **steps** of the copy to
+  *all*: the ones that are here feed the result.
 - The miniature draws two creatures only when each has a sentence for its half, so the halves are part of this workflow. A large
   model takes *a cat and a bunny in the snow* in one sentence: give both *Subject Prompts* that same text, connect the first one's
   **conditioning** where *Both* is connected now, and delete the halves. The words **left** and **right** go with them.""",
@@ -271,9 +272,10 @@ the head gets the look of the picture. A row of the result: the text alone, the 
   itself is not slower, since with **mask_use** at *replace* it asks for no mask.
 - The edit: a white bar above a black one, 40 and 24 parts of the height, made as large as the picture, says what stays. Any other
   mask node does as well.
-- The edit by hand: {MUTED} (in *Paint it by hand*), and queue: it saves each picture with its mask as transparency. Choose
-  such a file in a new *Load Image*, open the **mask editor** (right click on the picture): the predicted mask is there, change it
-  and save. Connect that node's **MASK** to *Edited*, where the edited mask is connected now; one MASK serves all pictures.
+- The edit by hand: {MUTED} (in *Paint it by hand*), and queue: it saves each picture with its mask as transparency.
+  Drop such a file from ComfyUI's output folder on a new *Load Image*, open the **mask editor** (right click on the picture): the
+  predicted mask is there, change it and save. Connect that node's **MASK** to *Edited*, where the edited mask is connected now;
+  one MASK serves all pictures.
 - **mask_use** at *multiply*: the word's live mask, and yours limits it.
 - The seed feeds both, the prediction and the samplers; change it in one place.""",
         OWN_PICTURE, MINIATURE, OWN_MODEL, """Set *Predict Guidance Mask* as the note of workflow 13 says of the *Guidance Mask

@@ -33,7 +33,7 @@ from host.test_bimd import asked
 from host.test_guidance import Log, mask_of
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import guidance_runs, predict_mask, stamps
-from likeness.models.hosting.guidance import KEEPS, make_guidance
+from likeness.models.hosting.guidance import KEEPS, Run, make_guidance
 from likeness.models.hosting.guidance_runs import RUNS
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.masks_of_run import Made, composed, shared
@@ -304,8 +304,9 @@ def test_a_call_of_the_negative_alone_takes_the_masks_of_its_step():
 
 
 def test_a_free_model_of_its_own_knows_the_run():
-    """The free branch has options of its own, and its negative waits for the same mask."""
-    done, (free, _, _) = release.injected(guidance=release.guidance()), release.prompts()
+    """The free branch has options of its own; a free prompt that carries the subject waits for the same mask."""
+    done, _ = release.injected(guidance=release.guidance()), release.prompts()
+    free = done.positive
     x = release.IO["in.latent"]
     level, outs = torch.full((x.shape[0],), 3.0), []
     for more in ({}, {"free_model": done.model.clone()}):
@@ -562,10 +563,22 @@ def test_the_generator_says_what_will_be_done(nodes):
     assert len(names) == 4
 
 
+def test_the_windows_of_a_video_have_one_mask_a_frame():
+    """Windows of frames 0, 1 and 1, 2: three masks, of the frame that both saw the later one."""
+    how, run = release.guidance(), Run()
+    for value, frames in ((1.0, (0, 1)), (2.0, (1, 2))):
+        run.note([how], {how.name: torch.full((2, 1, 2, 2), value)}, 0, True, frames)
+    assert run.steps[how.name][0][:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
+    run.note([how], {how.name: torch.full((1, 1, 2, 2), 3.0)}, 0, True, (1, 2))  # frames along another axis than the batch
+    assert run.steps[how.name][0].shape[0] == 1
+
+
 def test_two_runs_that_end_at_one_latent_keep_both_names():
     """GUIDANCEs that differ in what changes nothing (early end): the preview of either finds its own masks."""
     runs, latent = guidance_runs.Runs(), torch.ones(1, 4, 2, 2)
     one, other = (guidance_runs.WordRun(text, ((0, torch.zeros(1, 1, 2, 2)),), 1) for text in ("cat", "dog"))
     runs.keep(latent, {"a": one})
     runs.keep(latent, {"b": other})
-    assert runs.find(latent) == {"a": one, "b": other}
+    assert runs.find(latent, "a") == {"a": one} and runs.find(latent, "b") == runs.find(latent) == {"b": other}
+    runs.keep(latent, {"a": other})
+    assert runs.find(latent) == runs.find(latent, "a") == {"a": other} and len(runs._runs) == 2
