@@ -8,7 +8,8 @@ POSES = (f"{UNIT}a_share_of_references_stands_as_the_target",)
 CLIP = (f"{UNIT}the_clip_encoder_is_read_as_any_clip_file", f"{UNIT}the_clip_encoder_is_transformers_clip",
         f"{UNIT}info_nce_by_hand")
 HARD = (f"{UNIT}hard_candidates",)
-NUMBERS = (f"{UNIT}intervals_are_over_seeds_and_pictures", f"{UNIT}summary_verdicts_and_goals")
+NUMBERS = (f"{UNIT}intervals_are_over_seeds_and_pictures", f"{UNIT}summary_verdicts_and_goals",
+           f"{UNIT}what_decoupling_loses_is_told_of_the_same_training_seeds")
 TRIALS = (f"{UNIT}trials_and_measures",)
 DEVICE = (f"{HOST}nothing_of_the_miniature_stays_behind_on_the_cpu",)
 WORLD = (f"{HOST}lessons_are_of_the_world_that_the_base_draws",)
