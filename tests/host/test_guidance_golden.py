@@ -34,9 +34,9 @@ class Spy:
             self.captures.append(made(*args))
             return self.captures[-1]
 
-        def note(run, guides, masks, step, at_level):
+        def note(run, guides, masks, *rest):
             self.masks += masks.values()
-            return keep(run, guides, masks, step, at_level)
+            return keep(run, guides, masks, *rest)
 
         def add(total, layer):
             self.layers.append(layer)
