@@ -72,13 +72,18 @@ def test_a_base_says_what_it_draws():
     assert base.WIDE_STAGES[-1].variation == world.WIDE._replace(pairs=0.2)
 
 
-def test_a_base_of_either_world_is_labelled_when_it_is_one(tmp_path, monkeypatch):
-    """The wide run goes through the easy stage first, and neither takes the other's checkpoint for its own."""
+@pytest.fixture
+def short_stages(monkeypatch):
+    """Both worlds' bases in three steps, on a first stage that nobody trained."""
     easy = (base.Stage("easy", 1, world.EASY, 40, 1),)
     monkeypatch.setattr(base, "STAGES_OF", {"easy": easy, "wide": (*easy, base.Stage("wide", 2, world.WIDE, 40, 2))})
     first = FirstStage()
     first.init_weights()
     monkeypatch.setattr(Recipe, "first_stage", lambda self: (first, 0.0))
+
+
+def test_a_base_of_either_world_is_labelled_when_it_is_one(short_stages, tmp_path, monkeypatch):
+    """The wide run goes through the easy stage first, and neither takes the other's checkpoint for its own."""
     said, real = [], Recipe._write
     monkeypatch.setattr(Recipe, "_write", lambda self, *args, **more: said.append(more) or real(self, *args, **more))
     one = Recipe(tmp_path / "work", tmp_path / "weights", "test", lambda _: None)
@@ -91,13 +96,8 @@ def test_a_base_of_either_world_is_labelled_when_it_is_one(tmp_path, monkeypatch
         ("1", None, 1), ("3", "wide", 2), ("3", "wide", 2), ("1", None, 1), ("1", None, 1), ("3", "wide", 2)]
 
 
-def test_a_wide_base_may_begin_with_a_file_of_the_easy_world(tmp_path, monkeypatch):
+def test_a_wide_base_may_begin_with_a_file_of_the_easy_world(short_stages, tmp_path, monkeypatch):
     """The stages before its own are taken as done, and its pictures go through the file's own first stage."""
-    easy = (base.Stage("easy", 1, world.EASY, 40, 1),)
-    monkeypatch.setattr(base, "STAGES_OF", {"easy": easy, "wide": (*easy, base.Stage("wide", 2, world.WIDE, 40, 2))})
-    first = FirstStage()
-    first.init_weights()
-    monkeypatch.setattr(Recipe, "first_stage", lambda self: (first, 0.0))
     Recipe(tmp_path / "work", tmp_path / "easy", "test", lambda _: None).base(Unet())
     monkeypatch.setattr(Recipe, "first_stage", lambda self: pytest.fail("made once more"))
     drawn, real = [], base.render_pool
