@@ -55,6 +55,14 @@ def entry(name: str, values: Tensor) -> dict[str, float]:
     return {name: float(values.mean()), f"{name}_lo": low, f"{name}_hi": high}
 
 
+def paired(name: str, more: dict[int, dict[str, Any]], less: dict[int, dict[str, Any]], measure: str) -> dict[str, float]:
+    """How much one row has over another, picture by picture: both have the same identities, prompts, references and noises."""
+    seeds = sorted(more.keys() & less.keys())
+    if not seeds:
+        return {}
+    return entry(name, torch.stack([torch.tensor(more[seed][measure]) - torch.tensor(less[seed][measure]) for seed in seeds]))
+
+
 def verdict(numbers: dict[str, Any], measure: str, a: str, b: str) -> str:
     """Whether a is above b: only where the intervals do not overlap."""
     if numbers[f"{measure}_{a}_lo"] > numbers[f"{measure}_{b}_hi"]:
@@ -75,6 +83,7 @@ def summary(rows: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     for measure, a, b in OVER:
         if a in rows and b in rows:
             out[f"verdict_{measure}_{a}_over_{b}"] = verdict(out, measure, a, b)
+            out |= paired(f"more_{measure}_{a}_than_{b}", rows[a], rows[b], measure)
     measure, a, b = PREMISE
     if a in rows and b in rows:
         out[f"premise_{measure}_{a}_over_{b}"] = verdict(out, measure, a, b)
@@ -85,10 +94,9 @@ def summary(rows: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         fell = out["retrieval_shuffled_lo"] <= 1 / IDENTITIES
         out["goal_retrieval_shuffled"] = f"{'reached' if fell else 'missed'}, chance"
     coupled, decoupled = (rows.get(name, {}) for name in ("coupled", "decoupled"))
-    if both := sorted(coupled.keys() & decoupled.keys()):
-        for measure in ("retrieval", "retrieval_hard"):  # the same identities, prompts and noises: picture by picture
-            lost = [torch.tensor(coupled[seed][measure]) - torch.tensor(decoupled[seed][measure]) for seed in both]
-            out |= entry(f"lost_{measure}_decoupled", torch.stack(lost))
+    if coupled.keys() & decoupled.keys():
+        for measure in ("retrieval", "retrieval_hard"):
+            out |= paired(f"lost_{measure}_decoupled", coupled, decoupled, measure)
         most = out["lost_retrieval_decoupled"]
         out["goal_lost_retrieval_decoupled"] = f"{'reached' if most <= MOST_LOST else 'missed'}, at most {MOST_LOST}"
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in out.items()}
@@ -111,8 +119,10 @@ def markdown(numbers: dict[str, Any]) -> str:
                 out.append(f"| {' | '.join([NAMES[row], *cells, *more])} |")
         chances = " | ".join(f"{numbers[name]:.3f}" for name in ("chance", "chance_hard", "chance_near"))
         out += [f"| chance | {chances} | 0.20 | 0.33 | 0.50 | | |", ""]
-    lines = [key for key in numbers if key.startswith(("verdict_", "premise_", "goal_", "lost_"))]
-    return "\n".join([*out, *(f"- `{key}`: {numbers[key]}" for key in lines)]) + "\n"
+    lines = [f"- `{key}`: {numbers[key]}" for key in numbers if key.startswith(("verdict_", "premise_", "goal_"))]
+    lines += [f"- `{key}`: {numbers[key]} ({numbers[f'{key}_lo']} to {numbers[f'{key}_hi']}), picture by picture"
+              for key in numbers if key.startswith(("more_", "lost_")) and not key.endswith(("_lo", "_hi"))]
+    return "\n".join([*out, *lines]) + "\n"
 
 
 def labelled(strips: list[tuple[str, Tensor]], path: Path) -> None:

@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation("any judge judges any world", "tests/bench/custany.py",
              'if world not in metadata.get("worlds", "easy").split():', "if False:", WORLD),
     Mutation("what decoupling loses pairs any seeds", "tests/bench/_ablation_table.py",
-             "sorted(coupled.keys() & decoupled.keys())", "sorted(coupled)[:min(len(coupled), len(decoupled))]", NUMBERS),
+             "seeds = sorted(more.keys() & less.keys())", "seeds = sorted(more)[:min(len(more), len(less))]", NUMBERS),
     Mutation("overlapping intervals count as shown", "tests/bench/_ablation_table.py",
              '_{a}_lo"] > numbers[f"{measure}_{b}_hi"]:', '_{a}"] > numbers[f"{measure}_{b}"]:', NUMBERS),
     # -- pictures

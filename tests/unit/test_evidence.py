@@ -274,6 +274,7 @@ def test_summary_verdicts_and_goals():
     assert out["verdict_retrieval_hard_local_over_global"] == "shown"
     assert out["verdict_retrieval_hard_both_over_local"] == "not shown"
     assert out["verdict_leak_coupled_over_decoupled"] == "shown"
+    assert out["more_retrieval_hard_both_than_local"] == pytest.approx(0.01) and out["more_retrieval_hard_both_than_local_lo"] > 0
     assert _ablation_table.verdict(out, "leak", "decoupled", "coupled") == "the other way round"
     assert out["goal_retrieval_both"] == "missed, 0.85" and out["goal_retrieval_hard_both"] == "reached, 0.6"
     assert out["lost_retrieval_decoupled"] == pytest.approx(0.1) and out["goal_lost_retrieval_decoupled"].startswith("missed")
@@ -283,6 +284,7 @@ def test_summary_verdicts_and_goals():
         {**out, "chance": 0.0625, "chance_hard": 0.0156, "chance_near": 0.04, "time_over_plain_local": 1.05})
     assert "| local level, trained alone | 0.83 (" in text and "| 1.05 | 2.00 |" in text
     assert "`verdict_leak_coupled_over_decoupled`: shown" in text
+    assert "`more_leak_coupled_than_decoupled`: 0.3 (" in text and "`more_leak_coupled_than_decoupled_lo`" not in text
 
 
 def test_what_decoupling_loses_is_told_of_the_same_training_seeds():
