@@ -173,5 +173,5 @@ def train_ablation(adapters: Path, weights: Path, clip_work: Path, variants: Ite
             made.append(train_miniature(ablation.folder_of(adapters, name, seed), weights, command, encoders=encoders,
                                         correlate=variant.correlate, decouple=variant.decouple, global_off=variant.global_off,
                                         local_off=variant.local_off, seed=seed, steps=steps, device=device, pairs=pairs,
-                                        cache=adapters))
+                                        cache=adapters, **ablation.RECIPE))
     return made
