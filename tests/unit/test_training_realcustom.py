@@ -6,7 +6,7 @@ import torch
 
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
-from likeness.models.demo import recontext
+from likeness.models.demo import creatures, lessons, recontext
 from likeness.models.demo.world import EASY
 from likeness.models.realcustom import config as configs
 from likeness.models.realcustom.adapter import build
@@ -174,3 +174,20 @@ def test_the_curriculum_opens():
     assert bool((inside > 0.5).all()) and bool((inside < 40).all())
     ink = [(pixels.amin(1) < 0.95).float().mean() for pixels in (seen[0][:64], seen[1])]
     assert ink[1] < ink[0], "later references stand smaller in their picture"
+
+
+def test_neighbours_stand_across_and_are_nobody(monkeypatch):
+    """They come where the subject stands at a side, in the other half, and neither word nor mask is theirs."""
+    pair = lessons.draw_pairs(256, torch.Generator().manual_seed(1), EASY)
+    crowded = recontext.with_neighbours(pair, torch.Generator().manual_seed(2))
+    changed = (crowded.target != pair.target).any(1)
+    there = changed.flatten(1).any(1)
+    place = pair.pose["place"]
+    assert not bool(there[place == 1].any()) and 0.2 < float(there[place != 1].float().mean()) < 0.4
+    sides = changed[..., :24].any(2).any(1), changed[..., 40:].any(2).any(1)  # a tail or a wing may cross the middle
+    assert not bool((sides[0] & (place == 0)).any()) and not bool((sides[1] & (place == 2)).any())
+    assert float((pair.mask - crowded.mask).mean()) < 1e-3, "in the easy world they hardly cover the subject"
+    assert torch.equal(crowded.reference, pair.reference) and crowded.identity is pair.identity
+    monkeypatch.setattr(recontext, "standing", lambda pose: creatures.standing(pair.pose))  # as if it stood before the subject
+    before = recontext.with_neighbours(pair, torch.Generator().manual_seed(2))
+    assert float(before.mask[there].mean()) < 0.5 * float(pair.mask[there].mean()), "what it hides is not the subject"
