@@ -8,7 +8,7 @@ from pathlib import Path
 from ..models.common.errors import LikenessError
 from ..models.demo.ablation import VARIANTS
 from . import training_views
-from .training_miniature import Progress, begin_with, say, train_ablation, train_miniature
+from .training_miniature import Progress, begin_with, digest, same_run, say, train_ablation, train_miniature
 
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
@@ -22,7 +22,8 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True)
     demo = kinds.add_parser("demo", help="make a part of the miniature world again (resumes)")
     demo.add_argument("part", nargs="?", default="all", choices=PARTS,
-                      help="all: what ships. clip: a third encoder, to compare with. ablation: all adapters of the tables")
+                      help="all: what ships, but CustomNet (train customnet). clip: a third encoder, to compare with. "
+                           "ablation: all adapters of the tables")
     demo.add_argument("--work", type=Path, default=OUTPUT / "demo",
                       help="folder of checkpoints (default: output/train/demo of the pack)")
     demo.add_argument("--weights", type=Path, default=None, help="where the files go (default: the pack's own)")
@@ -83,7 +84,8 @@ def main(argv: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    command = "python dev.py train " + " ".join(argv)
+    # It goes into the file, which goes to strangers: the folders of this machine are nobody's business.
+    command = "python dev.py train " + " ".join(Path(word).name if Path(word).is_absolute() else word for word in argv)
     run = {"demo": _demo, "customnet": training_views.run}.get(args.kind, _adapter)
     try:
         return run(args, command)
@@ -173,11 +175,14 @@ def _train_in_miniature(args: argparse.Namespace, command: str) -> None:
 
 
 def _train_folder(args: argparse.Namespace, command: str) -> None:
+    from ..models.common import files
     from ..models.hosting.training_base import load_checkpoint_base, preset_for
     from ..models.training.config import TrainConfig
     from ..models.training.custany import CustAnyTask, folder_source
     from ..models.training.loop import train
 
+    same_run(args.out, {"weights": [files.sha256(path) for path in (args.checkpoint, *args.encoders)],
+                        "begun_with": digest(args.start)})
     base = load_checkpoint_base(args.checkpoint, args.encoders)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
     settings = TrainConfig(seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast, **given)

@@ -57,7 +57,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
 
     encoders: names of files in `weights`, or paths. correlate: share of pairs whose reference stands as the target does.
     cache: folder where runs with the same lessons find them (default: out). settings override the recipe's. Raises
-    LikenessError where `out` holds a run on other weights or lessons."""
+    LikenessError where `out` holds a run on other weights or lessons, or one that began with another adapter."""
     import torch
 
     from ..models.common import files
@@ -78,7 +78,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     variation = miniature_world(weights)
     drawn = (pairs, LESSONS_SEED, variation, lessons.REFERENCE_VARIATION, lessons.OTHER_KIND, lessons.GARMENT, lessons.CELLS)
     drawn += (correlate,) if correlate else ()
-    same_run(out, {"weights": frozen, "lessons": cache_key(drawn)})
+    same_run(out, {"weights": frozen, "lessons": cache_key(drawn), "begun_with": digest(start)})
     result_path = out / "adapter.safetensors"
     if _finished(result_path, train_config):
         say(f"{out.name}: finished already")

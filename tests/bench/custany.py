@@ -119,8 +119,9 @@ def ratio(parts: list[float], wholes: list[float]) -> tuple[float, float, float]
 
 
 def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list) -> dict[str, float]:
-    """Runs one row; retrieval among the 16 by look, scene and named place, each with its interval."""
+    """Runs one row; retrieval among the 16 by look, scene and named place, each with its interval over the identities."""
     import torch
+    from bench._ablation_table import spread
 
     from likeness.models.demo import world
     from likeness.models.demo.judge import likelihoods
@@ -146,7 +147,7 @@ def measure(server: Any, ids: dict[str, Any], row: str, judge: Any, sheet: list)
                 sheet.append(pictures[0])
     out: dict[str, float] = {}
     for name, values in hits.items():
-        low, high = interval(values)
+        low, high = spread(torch.tensor([values]), IDENTITIES)
         out |= {f"{name}_{row}": sum(values) / len(values), f"{name}_{row}_lo": low, f"{name}_{row}_hi": high}
     out[f"seconds_{row}"] = round((time.time() - started) / len(hits["scene"]), 3)
     return {key: round(value, 4) for key, value in out.items()}

@@ -108,6 +108,8 @@ def memory() -> dict[str, int]:
 
 
 def main(argv: list[str]) -> dict[str, Any]:
+    import torch
+
     parser = argparse.ArgumentParser(prog="dev.py bench guidance")
     rows = ("counts", "memory", "located", "quality", "sdxl", "sd15")
     parser.add_argument("--only", choices=rows, nargs="*", default=["counts", "memory", "located", "quality"])
@@ -116,6 +118,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("output/bench"),
                         help="folder of pictures and of the adapters measured before, which are not measured again")
     args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
     out: dict[str, Any] = {"steps": STEPS, "refresh": REFRESH}
     if "counts" in args.only:
         out |= counts()

@@ -200,15 +200,27 @@ def test_the_command_says_where_to_train(argv, tmp_path, monkeypatch):
     assert seen[0]["device"] == "cpu"
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path):
+def test_a_file_does_not_tell_the_folders_of_the_machine(tmp_path, monkeypatch):
+    from likeness.nodes import training_cli, training_realcustom
+    told = []
+    monkeypatch.setattr(training_realcustom, "train_miniature_realcustom", lambda out, weights, command, **_: told.append(command))
+    words = ["realcustom", "--world", "demo", "--out", str(tmp_path / "mine"), "--from", "old/adapter.safetensors"]
+    assert training_cli.main(words) == 0
+    assert told == ["python dev.py train realcustom --world demo --out mine --from old/adapter.safetensors"]
+
+
+@pytest.mark.parametrize("method", ("custany", "realcustom"))
+def test_a_folder_of_another_run_is_refused(method, tmp_path):
     """On a checkpoint: told before anything large is loaded."""
+    from likeness.nodes.training_cli import _train_folder
     from likeness.nodes.training_miniature import same_run
     from likeness.nodes.training_realcustom import train_folder_realcustom
+    begin = {"custany": _train_folder, "realcustom": train_folder_realcustom}[method]
     same_run(tmp_path / "run", {"weights": ["of another checkpoint"], "begun_with": ""})
     (tmp_path / "some.safetensors").write_bytes(b"weights")
     args = argparse.Namespace(out=tmp_path / "run", checkpoint=tmp_path / "some.safetensors", encoders=[], start=None)
     with pytest.raises(LikenessError, match="run holds a run on another base"):
-        train_folder_realcustom(args, "test")
+        begin(args, "test")
 
 
 def test_two_steps_on_a_checkpoint(tmp_path):
