@@ -8,7 +8,7 @@ from pathlib import Path
 from ..models.common.errors import LikenessError
 from ..models.demo.ablation import VARIANTS
 from . import training_views
-from .training_miniature import Progress, begin_with, digest, same_run, say, train_ablation, train_miniature
+from .training_miniature import Progress, begin_with, folder_recipe, same_run, say, train_ablation, train_miniature
 
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
@@ -73,6 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def told(word: str) -> str:
+    """A word of the command without the folders of this machine: it stands in the file, and that goes to strangers."""
+    flag, equals, value = word.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={told(value)}"
+    path = Path(word)
+    return path.name if path.is_absolute() or ".." in path.parts else word
+
+
 def main(argv: list[str]) -> int:
     """Runs one training; 0 when it is done."""
     import torch
@@ -84,8 +93,7 @@ def main(argv: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    # It goes into the file, which goes to strangers: the folders of this machine are nobody's business.
-    command = "python dev.py train " + " ".join(Path(word).name if Path(word).is_absolute() else word for word in argv)
+    command = "python dev.py train " + " ".join(map(told, argv))
     run = {"demo": _demo, "customnet": training_views.run}.get(args.kind, _adapter)
     try:
         return run(args, command)
@@ -175,14 +183,13 @@ def _train_in_miniature(args: argparse.Namespace, command: str) -> None:
 
 
 def _train_folder(args: argparse.Namespace, command: str) -> None:
-    from ..models.common import files
     from ..models.hosting.training_base import load_checkpoint_base, preset_for
     from ..models.training.config import TrainConfig
     from ..models.training.custany import CustAnyTask, folder_source
     from ..models.training.loop import train
 
-    same_run(args.out, {"weights": [files.sha256(path) for path in (args.checkpoint, *args.encoders)],
-                        "begun_with": digest(args.start)})
+    recipe = folder_recipe(args)
+    same_run(args.out, recipe, begin=False)
     base = load_checkpoint_base(args.checkpoint, args.encoders)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
     settings = TrainConfig(seed=args.seed, decouple=args.decouple, contrast_mode=args.contrast, **given)
@@ -190,6 +197,7 @@ def _train_folder(args: argparse.Namespace, command: str) -> None:
     task = CustAnyTask(base, config, settings, [item.sha256 for item in base.encoders.items])
     begin_with(task, args.start)
     source = folder_source(args.data, config, settings, args.size, args.skip_bad)
+    same_run(args.out, recipe)
     result = train(task, settings, source, args.out, log=Progress(),
                    metadata={"command": command, "dataset_license": args.license})
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")

@@ -1,6 +1,7 @@
 """Adapters trained in the miniature world: one run, and all the runs that the tables of evidence compare."""
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
@@ -112,6 +113,14 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     return result_path
 
 
+def folder_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """What a run on a folder of pictures is made from, for `same_run`."""
+    from ..models.common import files
+
+    return {"weights": [files.sha256(path) for path in (args.checkpoint, *args.encoders)], "size": args.size,
+            "lessons": files.sha256(args.data / "metadata.jsonl"), "begun_with": digest(args.start)}
+
+
 def encoder_file(weights: Path, name: str | Path) -> Path:
     """A name such as dino stands for the file in `weights`; a path stands for itself."""
     return Path(name) if Path(name).suffix else weights / f"{name}.safetensors"
@@ -124,8 +133,10 @@ def digest(start: Path | None) -> str:
     return "" if start is None else files.sha256(start)
 
 
-def same_run(out: Path, recipe: dict[str, Any]) -> None:
-    """Notes what a run is made from; the checkpoint does not know it and would go on with other lessons."""
+def same_run(out: Path, recipe: dict[str, Any], begin: bool = True) -> None:
+    """Notes what a run is made from; the checkpoint does not know it and would go on with other lessons.
+
+    begin False only refuses: a run that cannot begin leaves no note."""
     from ..models.common.errors import LikenessError
 
     note = out / "recipe.json"
@@ -133,6 +144,8 @@ def same_run(out: Path, recipe: dict[str, Any]) -> None:
         if json.loads(note.read_text(encoding="utf-8")) != recipe:
             raise LikenessError(f"The folder {out.name} holds a run on another base, other encoders, other lessons, "
                                 "another ablation or another file to begin with; train in a new folder, or delete that one.")
+        return
+    if not begin:
         return
     out.mkdir(parents=True, exist_ok=True)
     part = note.with_name(note.name + ".part")

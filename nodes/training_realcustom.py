@@ -24,7 +24,7 @@ from ..models.training.config import TrainConfig
 from ..models.training.data import FolderData
 from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
-from .training_miniature import LESSONS_SEED, Progress, digest, miniature_world, same_run, say
+from .training_miniature import LESSONS_SEED, Progress, digest, folder_recipe, miniature_world, same_run, say
 
 PAIRS, STEPS = 16384, 8000
 # A reference decides the first steps of a drawing, and a body is a fifth of a picture. No drop_reference of its own: the
@@ -117,9 +117,9 @@ def _begin_with(task: RealCustomTask, start: Path | None) -> None:
 def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
     """On a folder of pictures for an SD1.5 or SDXL checkpoint. Such a folder does not tell where the subject is in the targets
     (its masks are the references'), so no sample learns under a mask and no place counts more. Raises LikenessError where the
-    folder of the run holds one on another checkpoint or other encoders, or one that began with another adapter."""
-    frozen = [files.sha256(path) for path in (args.checkpoint, *args.encoders)]
-    same_run(args.out, {"weights": frozen, "begun_with": digest(args.start)})
+    folder of the run holds one on other pictures, another checkpoint, other encoders, or one begun with another adapter."""
+    recipe = folder_recipe(args)
+    same_run(args.out, recipe, begin=False)
     base = load_checkpoint_base(args.checkpoint, args.encoders, exact_gelu=True)
     config = config_of(base.width, base.layers, [item.config for item in base.encoders.items], SIDE)
     given = {name: getattr(args, name) for name in ("steps", "batch", "lr") if getattr(args, name) is not None}
@@ -128,6 +128,7 @@ def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
                           [item.sha256 for item in base.encoders.items], base.residual_blocks)
     _begin_with(task, args.start)
     source = FolderData(args.data, args.size, 2 * SIDE, augment=settings.reference_augment, skip_bad=args.skip_bad)
+    same_run(args.out, recipe)
     result = train(task, settings, source, args.out, log=Progress(),
                    metadata={"command": command, "dataset_license": args.license})
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")

@@ -1,7 +1,7 @@
 """RealCustom++'s pairs in the miniature world: the same creature in another context, pose and size.
 
-Beside some creatures that stand left or right another one stands, whom nobody names: in a picture of several subjects each
-is drawn, under its own mask, while the others appear.
+Beside some creatures that stand left or right another one of another kind stands, whom no word means: in a picture of several
+subjects each is drawn, under its own mask, while the others appear.
 
 The curriculum: pair k of n was drawn at progress k / n, from references that stand as close as in the target's world to
 turned ones, many of them further away. Training opens them in this order.
@@ -24,7 +24,7 @@ BLOCK = 128
 STAGES = ((0.05, 0.1), (0.2, 0.4))
 NEARNESS = 2  # power of the margin's draw: most stand near at any time, since a far one of 64 pixels hardly shows who it is
 OPEN_AT_START, ALL_OPEN_AT = 0.4, 0.67  # share of the pairs; share of the steps
-NEIGHBOURS = 0.3  # share of the targets at a side with another creature at the other
+NEIGHBOURS = 0.3  # share of the targets at a side with another creature at the other, where no split forbids it
 # all that decides what is drawn and when: what a cache of pairs and a run of training hang on
 LAW = (STAGES, NEARNESS, BLOCK, CELLS, OPEN_AT_START, ALL_OPEN_AT, NEIGHBOURS, OTHER_KIND, GARMENT)
 
@@ -67,11 +67,14 @@ def with_neighbours(pair: Pair, generator: torch.Generator) -> Pair:
     """The pairs, some of them with another training identity across the target; the word and its mask stay the first one's."""
     n = len(pair.scene)
     others, _ = world.draw_split(n, generator)
+    count = len(world.KINDS)
+    others["kind"] = (pair.identity["kind"] + 1 + others["kind"] % (count - 1)) % count  # so that the word means one of the two
     last = len(world.PLACES) - 1
     aside = pair.pose["place"] != last // 2
     pose = pair.pose | {"place": last - pair.pose["place"], "mirror": pair.pose["mirror"].flip(0)}
     drawn = draw_creature(pair.target, others, pose, standing(pose))
-    there = (aside & (torch.rand(n, generator=generator) < NEIGHBOURS)).view(-1, 1, 1)
+    seen = ~world.held_out_scene(others, pair.scene)
+    there = (aside & seen & (torch.rand(n, generator=generator) < NEIGHBOURS)).view(-1, 1, 1)
     return pair._replace(target=torch.where(there[:, None], drawn.picture, pair.target),
                          mask=torch.where(there, pair.mask * (1 - drawn.mask), pair.mask))
 

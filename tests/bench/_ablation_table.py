@@ -119,7 +119,9 @@ def markdown(numbers: dict[str, Any]) -> str:
                 out.append(f"| {' | '.join([NAMES[row], *cells, *more])} |")
         chances = " | ".join(f"{numbers[name]:.3f}" for name in ("chance", "chance_hard", "chance_near"))
         out += [f"| chance | {chances} | 0.20 | 0.33 | 0.50 | | |", ""]
-    lines = [f"- `{key}`: {numbers[key]}" for key in numbers if key.startswith(("verdict_", "premise_", "goal_"))]
+    lines = ["A verdict asks whether the rows' own intervals lie apart. `more_` and `lost_` compare picture by picture: an "
+             "interval above 0 there means a difference, also where the verdict is \"not shown\".", ""]
+    lines += [f"- `{key}`: {numbers[key]}" for key in numbers if key.startswith(("verdict_", "premise_", "goal_"))]
     lines += [f"- `{key}`: {numbers[key]} ({numbers[f'{key}_lo']} to {numbers[f'{key}_hi']}), picture by picture"
               for key in numbers if key.startswith(("more_", "lost_")) and not key.endswith(("_lo", "_hi"))]
     return "\n".join([*out, *lines]) + "\n"

@@ -82,6 +82,7 @@ class Client:
     def free(self) -> None:
         """Unload all models and drop the cache before the next prompt."""
         self.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.5)  # the server looks at it when its queue is empty: a prompt that comes at once would be run before
 
     def run(
         self, prompt: dict, timeout: float = 300, on_event: Event | None = None, workflow: dict | None = None

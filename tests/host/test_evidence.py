@@ -106,6 +106,8 @@ def test_every_variant_is_another_training(weights, adapters, monkeypatch):
     assert {name for name in said if said[name]["correlate"] == "0.9"} == {"coupled", "decoupled"}
     offs = {name: tuple(json.loads(said[name]["train_config"])[key] for key in ("global_off", "local_off")) for name in said}
     assert offs == dict.fromkeys(said, (0.1, 0.1)) | {"global": (0.1, 1.0), "local": (1.0, 0.1)}
+    assert all(json.loads(metadata["train_config"])[key] == value for metadata in said.values()
+               for key, value in ablation.RECIPE.items())
     losses = {name: json.loads(metadata["losses"]) for name, metadata in said.items()}
     assert {name for name in losses if losses[name]["decouple"]} == {"decoupled"}
     # Pairs of one pose are other lessons: four sets of encoders, and one of them twice.
@@ -171,6 +173,8 @@ def test_a_run_goes_on_and_never_on_other_lessons(weights, tmp_path):
     for change in ({"correlate": 0.5}, {"encoders": ("dino",)}, {"pairs": PAIRS + 1}):
         with pytest.raises(LikenessError, match="other lessons"):
             run(steps=4, **change)
+    with pytest.raises(LikenessError, match="another file to begin with"):
+        run(steps=4, start=tmp_path / "one" / "adapter.safetensors")
     with pytest.raises(LikenessError, match="other settings"):
         run(steps=4, seed=1)
     assert run(steps=4)["steps"] == "4"

@@ -176,7 +176,7 @@ def test_what_a_run_of_the_recipe_is_made_of(tmp_path, monkeypatch):
     for _ in range(12):
         made[0].batch(2, torch.Generator().manual_seed(0))
     assert asked == pytest.approx([number / 12 for number in range(12)]), "four steps of three batches each"
-    for name in ("NEARNESS", "OTHER_KIND", "GARMENT"):
+    for name in ("NEARNESS", "NEIGHBOURS", "OTHER_KIND", "GARMENT"):
         assert getattr(module.recontext, name) in module.recontext.LAW
     monkeypatch.setattr(module.recontext, "LAW", (*module.recontext.LAW, "other"))
     with pytest.raises(LikenessError, match="other lessons"):
@@ -203,22 +203,37 @@ def test_the_command_says_where_to_train(argv, tmp_path, monkeypatch):
 def test_a_file_does_not_tell_the_folders_of_the_machine(tmp_path, monkeypatch):
     from likeness.nodes import training_cli, training_realcustom
     told = []
-    monkeypatch.setattr(training_realcustom, "train_miniature_realcustom", lambda out, weights, command, **_: told.append(command))
-    words = ["realcustom", "--world", "demo", "--out", str(tmp_path / "mine"), "--from", "old/adapter.safetensors"]
-    assert training_cli.main(words) == 0
-    assert told == ["python dev.py train realcustom --world demo --out mine --from old/adapter.safetensors"]
+    monkeypatch.setattr(training_realcustom, "train_miniature_realcustom", lambda *args, **_: told.append(args[2]))
+    words = ["realcustom", "--world", "demo", "--out", str(tmp_path / "mine"), f"--weights={tmp_path / 'w'}"]
+    assert training_cli.main([*words, "--from", "old/adapter.safetensors"]) == 0
+    assert training_cli.main(["realcustom", "--world", "demo", "--from", "../../home/me/a.safetensors"]) == 0
+    assert told == ["python dev.py train realcustom --world demo --out mine --weights=w --from old/adapter.safetensors",
+                    "python dev.py train realcustom --world demo --from a.safetensors"]
 
 
 @pytest.mark.parametrize("method", ("custany", "realcustom"))
-def test_a_folder_of_another_run_is_refused(method, tmp_path):
+@pytest.mark.parametrize("other", ("checkpoint", "encoder", "pictures", "size", "start"))
+def test_a_folder_of_another_run_is_refused(method, other, tmp_path, monkeypatch):
     """On a checkpoint: told before anything large is loaded."""
-    from likeness.nodes.training_cli import _train_folder
-    from likeness.nodes.training_miniature import same_run
-    from likeness.nodes.training_realcustom import train_folder_realcustom
-    begin = {"custany": _train_folder, "realcustom": train_folder_realcustom}[method]
-    same_run(tmp_path / "run", {"weights": ["of another checkpoint"], "begun_with": ""})
-    (tmp_path / "some.safetensors").write_bytes(b"weights")
-    args = argparse.Namespace(out=tmp_path / "run", checkpoint=tmp_path / "some.safetensors", encoders=[], start=None)
+    from likeness.nodes import training_cli, training_miniature, training_realcustom
+    begin = {"custany": training_cli._train_folder, "realcustom": training_realcustom.train_folder_realcustom}[method]
+
+    def load(*args, **settings):
+        raise LikenessError("no checkpoint")
+    for module in (training_base, training_realcustom):
+        monkeypatch.setattr(module, "load_checkpoint_base", load)
+    for name in ("checkpoint", "encoder", "start", "metadata.jsonl"):
+        (tmp_path / name).write_bytes(name.encode())
+    args = argparse.Namespace(out=tmp_path / "run", checkpoint=tmp_path / "checkpoint", encoders=[tmp_path / "encoder"],
+                              data=tmp_path, size=64, start=None)
+    with pytest.raises(LikenessError, match="no checkpoint"):  # it cannot begin, and leaves the folder free
+        begin(args, "test")
+    assert not (tmp_path / "run" / "recipe.json").exists()
+    training_miniature.same_run(tmp_path / "run", training_miniature.folder_recipe(args))
+    if other in ("size", "start"):
+        setattr(args, other, {"size": 72, "start": tmp_path / "start"}[other])
+    else:
+        (tmp_path / {"pictures": "metadata.jsonl"}.get(other, other)).write_bytes(b"another")
     with pytest.raises(LikenessError, match="run holds a run on another base"):
         begin(args, "test")
 

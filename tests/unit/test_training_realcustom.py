@@ -164,12 +164,13 @@ def test_names_of_networks_with_any_number_of_residual_blocks(blocks):
     assert list(configs.split(dict.fromkeys(names)).layers) == [f"{key}.{which}" for key in keys for which in "kv"]
 
 
-def test_the_curriculum_opens():
+def test_the_curriculum_opens(monkeypatch):
     assert [recontext.open_pairs(100, progress) for progress in (0.0, 0.335, 0.67, 1.0)] == [40, 70, 100, 100]
-    seen = []
+    seen, crowded, with_neighbours = [], [], recontext.with_neighbours
+    monkeypatch.setattr(recontext, "with_neighbours", lambda *args: crowded.append(1) or with_neighbours(*args))
     data = recontext.prepare(recontext.BLOCK + 4, 3, EASY, 32, lambda pixels: pixels[:, :, ::8, ::8],
                              lambda pixels: seen.append(pixels) or (pixels.flatten(2), pixels.flatten(2)))
-    assert data.mask.shape == (132, 8, 8) and data.deep.dtype == torch.float16 and len(seen) == 2
+    assert data.mask.shape == (132, 8, 8) and data.deep.dtype == torch.float16 and len(seen) == len(crowded) == 2
     inside = data.mask.flatten(1).sum(1)
     assert bool((inside > 0.5).all()) and bool((inside < 40).all())
     ink = [(pixels.amin(1) < 0.95).float().mean() for pixels in (seen[0][:64], seen[1])]
@@ -183,7 +184,7 @@ def test_neighbours_stand_across_and_are_nobody(monkeypatch):
     changed = (crowded.target != pair.target).any(1)
     there = changed.flatten(1).any(1)
     place = pair.pose["place"]
-    assert not bool(there[place == 1].any()) and 0.2 < float(there[place != 1].float().mean()) < 0.4
+    assert not bool(there[place == 1].any()) and 0.15 < float(there[place != 1].float().mean()) < 0.4
     sides = changed[..., :24].any(2).any(1), changed[..., 40:].any(2).any(1)  # a tail or a wing may cross the middle
     assert not bool((sides[0] & (place == 0)).any()) and not bool((sides[1] & (place == 2)).any())
     assert float((pair.mask - crowded.mask).mean()) < 1e-3, "in the easy world they hardly cover the subject"
