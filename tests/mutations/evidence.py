@@ -17,8 +17,8 @@ LABEL = (f"{UNIT}a_base_of_either_world_is_labelled_when_it_is_one",)
 KEPT = (f"{HOST}the_whole_table_resumes_and_names_what_is_missing",)
 RUNS = (f"{HOST}a_run_goes_on_and_never_on_other_lessons",)
 BATCH = (f"{HOST}a_batch_is_what_the_nodes_make_one_by_one", f"{HOST}a_shuffled_row_takes_another_creatures_reference")
-
 FOLDER = ("tests/host/test_training_realcustom.py::test_a_folder_of_another_run_is_refused",)
+
 MUTATIONS = [
     # -- lessons
     Mutation("correlated pairs share the turn alone", "models/demo/lessons.py", 'CORRELATED = ("mirror", "turn")',
@@ -54,7 +54,8 @@ MUTATIONS = [
              "if json.loads(note.read_text(encoding=\"utf-8\")) != recipe:", "if not recipe:", RUNS),
     Mutation("a run that was stopped counts as finished", "nodes/training_miniature.py", 'int(said["steps"]) >= wanted.steps and',
              "", RUNS),
-    Mutation("a wrong first command locks the folder", "nodes/training_miniature.py", "    if not begin:\n        return\n", "", FOLDER),
+    Mutation("a wrong first command locks the folder", "nodes/training_miniature.py", "    if not begin:\n        return\n", "",
+             FOLDER),
     Mutation("a run goes on with other pictures", "nodes/training_miniature.py",
              '"lessons": files.sha256(args.data / "metadata.jsonl"), ', "", FOLDER),
     # -- what is measured
