@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,7 +108,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                                  "base_sha256": frozen[0], "correlate": str(correlate), "device": base.device.type})
         say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and _finished(result_path, train_config):
-        shutil.copyfile(result_path, target)
+        files.copy(result_path, target)
     return result_path
 
 
@@ -168,8 +167,11 @@ def train_ablation(adapters: Path, weights: Path, clip_work: Path, variants: Ite
     """Every variant of the table with every seed, seed by seed, each in a folder of its own; resumes, skips what is done."""
     from ..models.demo import ablation
     from ..models.demo.recipe import Recipe
+    from ..models.hosting.demo import WEIGHTS
 
     steps = steps or ablation.STEPS
+    # The folder's name alone: the file goes to strangers.
+    where = "" if weights == WEIGHTS else f" --weights {weights.name}"
     chosen = list(variants) or list(ablation.VARIANTS)
     made = []
     for seed in list(seeds) or ablation.SEEDS:
@@ -182,7 +184,7 @@ def train_ablation(adapters: Path, weights: Path, clip_work: Path, variants: Ite
                     Recipe(clip_work, adapters, "python dev.py train demo clip", say).clip()
                 encoders = [encoder_file(adapters, "clip") if e == "clip" else e for e in encoders]
             say(f"{name}, seed {seed}")
-            command = f"python dev.py train demo ablation --only {name} --seeds {seed} --steps {steps}"
+            command = f"python dev.py train demo ablation --only {name} --seeds {seed} --steps {steps}{where}"
             made.append(train_miniature(ablation.folder_of(adapters, name, seed), weights, command, encoders=encoders,
                                         correlate=variant.correlate, decouple=variant.decouple, global_off=variant.global_off,
                                         local_off=variant.local_off, seed=seed, steps=steps, device=device, pairs=pairs,

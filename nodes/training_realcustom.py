@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def train_miniature_realcustom(out: Path, weights: Path, command: str, target: P
                              "device": base.device.type})
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
-        shutil.copyfile(result.path, target)
+        files.copy(result.path, target)
     return result.path
 
 

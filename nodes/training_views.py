@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
     """Trains in the miniature world and returns the finished file. `settings` override the recipe's."""
     import torch
 
+    from ..models.common import files
     from ..models.demo import views
     from ..models.demo.cache import cache_key, kept_or_made
     from ..models.hosting.customnet_demo import Lessons, MiniatureViews
@@ -82,5 +82,5 @@ def train_miniature(out: Path, weights: Path, command: str, target: Path | None 
                              "parts": " ".join(digest[:16] for digest in base.hashes)})
     say(f"CustomNet: {result.step} steps in {result.seconds:.0f} s, {result.path}")
     if target is not None and result.finished:
-        shutil.copyfile(result.path, target)
+        files.copy(result.path, target)
     return result.path

@@ -5,8 +5,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,9 +179,9 @@ def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
-         metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all: on any failure an existing file stays untouched."""
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place to write to that becomes `path` at the end, or nothing: on any failure an existing file stays untouched."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because only a rename within one disk is atomic.
@@ -187,14 +189,27 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
     try:
         temporary.touch()
         rights = temporary.stat().st_mode
-        save_file(_ready(tensors), temporary, metadata=dict(metadata or {}))
-        os.chmod(temporary, rights)  # the library makes files that only their owner can read
+        yield temporary
+        os.chmod(temporary, rights)  # safetensors makes files that only their owner can read
         with temporary.open("rb+") as file:  # writable, else Windows refuses to flush
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
+         metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all."""
+    with whole(path) as temporary:
+        save_file(_ready(tensors), temporary, metadata=dict(metadata or {}))
+
+
+def copy(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Copy a file whole or not at all."""
+    with whole(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def read_saved(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, str]:

@@ -78,6 +78,10 @@ def _report(subject: Subject, encoders: Encoders, sizes: tuple[int, ...], found:
                      for item, size in zip(encoders.items, sizes, strict=True))
     lines = [f"method {subject.method}, adapter {subject.adapter.name}", pictures,
              f"tokens: {_count(subject)} of width {subject.width}", f"encoders: {seen}"]
+    trained_with = encoder_hashes(dict(subject.adapter.metadata))
+    lines += [f"note: {item.name} is not the very file that the adapter was trained with; unless it is the same in another "
+              "precision, the likeness is lost" for item, digest in zip(encoders.items, trained_with, strict=False)
+              if digest and not item.sha256.startswith(digest[:16])]
     if mask is None:
         lines.append("no mask: the whole picture counts as the subject, background too")
     else:

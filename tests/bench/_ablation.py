@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from likeness.models.demo.world import Variation
 
 IDENTITIES, STEPS, CFG = 16, 20, 3.0
+FIRST = 4024  # recipes were chosen by the identities from 2024 on: the table has others
 MEASURES = ("retrieval", "retrieval_hard", "retrieval_near", "scene", "place", "leak")
-RULES = 2  # of what is measured and how: a row that was kept under others is measured anew
+RULES = 3  # of what is measured and how: a row that was kept under others is measured anew
 
 
 class Row(NamedTuple):
@@ -66,7 +67,7 @@ def trials(seed: int, each: int, variation: Variation) -> Trials:
     from likeness.models.demo import creatures, world
     from likeness.models.demo.first_stage import CHANNELS
 
-    ids = candidates(2024 + seed)
+    ids = candidates(FIRST + seed)
     g = torch.Generator().manual_seed(500 + seed)
     found = [hard_candidates(world.select(ids, torch.tensor(k)), g) for k in range(IDENTITIES)]
     identity = torch.arange(IDENTITIES).repeat_interleave(each)
@@ -157,6 +158,13 @@ class Studio:
         digest = hashlib.sha256(repr(hung_on).encode()).hexdigest()[:12]
         return f"{name} {seed} {digest}"
 
+    def steps(self, name: str, seed: int) -> int:
+        """How long the row's adapter was trained."""
+        from likeness.models.common import files
+
+        variant = ROWS[name].variant
+        return int(files.read_header(self.adapter_file(variant, seed)).metadata["steps"]) if variant else 0
+
     def has(self, name: str, seed: int) -> bool:
         variant = ROWS[name].variant
         return variant is None or self.adapter_file(variant, seed).is_file()
@@ -184,7 +192,9 @@ class Studio:
         return self.vae.decode(latents).permute(0, 3, 1, 2).float().cpu()
 
     def loaded(self, variant: str, seed: int) -> tuple[Any, Any]:
-        """Adapter and the encoders of its training, found by their keys and hashes."""
+        """Adapter and the encoders of its training, found by their keys and hashes. Raises HarnessError for an adapter of
+        another base or other encoders: it would be measured where it never learned."""
+        from harness.paths import HarnessError
         from likeness.models.hosting import adapters, encoders
 
         adapter = adapters.load_adapter(self.adapter_file(variant, seed))
@@ -192,7 +202,12 @@ class Studio:
         names = ("dino", "mae", "clip")
         there = [path for place in (self.weights, self.adapters) for path in (place / f"{n}.safetensors" for n in names)
                  if path.is_file()]
-        return adapter, encoders.Encoders(tuple(map(encoders.load_encoder, encoders.match(wanted, hashes, there))))
+        found = tuple(map(encoders.load_encoder, encoders.match(wanted, hashes, there)))
+        if dict(adapter.metadata).get("base_sha256") != self.common[0] or any(
+                not item.sha256.startswith(wish[:16]) for item, wish in zip(found, hashes, strict=True)):
+            raise HarnessError(f"{variant}, training seed {seed}, was trained on another base or with other encoders than those "
+                               f"in {self.weights.name}; name the folder of its training with --weights.")
+        return adapter, encoders.Encoders(found)
 
     def render(self, row: Row, seed: int) -> tuple[Tensor, float, float]:
         """Pictures (n, 3, 64, 64), seconds for all of them, MiB that the adapter adds."""

@@ -217,6 +217,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--each", type=int, default=6, help="ablation: pictures of each of the 16 identities of a seed")
     parser.add_argument("--out", type=Path, default=Path("output/bench"))
     args = parser.parse_args(argv)
+    if "ablation" in args.only and len(args.only) > 1:
+        raise HarnessError("ablation has a run of its own: it names its rows as quality does, and measures other adapters.")
     out: dict[str, Any] = {}
     if "quality" in args.only:
         out |= quality(list(ROWS) if args.all else ["none", "both", "shuffled"], args.out)

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench import _ablation, _ablation_table
+from bench import _ablation, _ablation_table, custany
 
 from harness import mini
 from harness.paths import HarnessError
@@ -97,7 +98,8 @@ def test_every_variant_is_another_training(weights, adapters, monkeypatch):
     said = {name: files.read_header(ablation.folder_of(adapters, name, 0) / "adapter.safetensors").metadata
             for name in ablation.VARIANTS}
     for name, metadata in said.items():
-        assert metadata["command"] == f"python dev.py train demo ablation --only {name} --seeds 0 --steps 1"
+        assert metadata["command"] == (f"python dev.py train demo ablation --only {name} --seeds 0 --steps 1 "
+                                       f"--weights {weights.name}")
         assert metadata["base_sha256"] == files.sha256(weights / "base.safetensors")
     families = {name: [entry["family"] for entry in json.loads(metadata["encoders"])] for name, metadata in said.items()}
     two = ["dinov2", "mae"]
@@ -270,6 +272,33 @@ def test_a_shuffled_row_takes_another_creatures_reference(studio):
     assert torch.equal(shuffled, there) and not torch.allclose(shuffled, own, atol=1e-3)
 
 
+def test_an_adapter_is_measured_where_it_was_trained_only(studio, weights, adapters, tmp_path):
+    """On another base or with another encoder of the same size it would give numbers that mean nothing."""
+    def copied(part: str) -> _ablation.Studio:
+        own = tmp_path / part
+        shutil.copytree(weights, own)
+        state, metadata = files.load(own / f"{part}.safetensors")
+        files.save(own / f"{part}.safetensors", state, metadata | {"changed": "yes"})
+        with torch.inference_mode():
+            return _ablation.Studio(own, adapters, tmp_path, 2)
+    assert studio.loaded("both", 0)
+    for part in ("base", "mae"):
+        with pytest.raises(HarnessError, match="another base or with other encoders"):
+            copied(part).loaded("both", 0)
+
+
+def test_trainings_of_a_row_are_equally_long(weights, adapters, tmp_path, monkeypatch):
+    monkeypatch.setattr(_ablation, "STEPS", 1)
+    monkeypatch.setattr(_ablation.Studio, "steps", lambda self, name, seed: 5 + seed)
+    with pytest.raises(HarnessError, match="none had 5 and 6 steps"):
+        _ablation_table.ablation(weights, adapters, tmp_path, ["none"], [0, 1], 2, 1)
+
+
+def test_the_ablation_has_a_run_of_its_own():
+    with pytest.raises(HarnessError, match="a run of its own"):
+        custany.main(["--only", "quality", "ablation"])
+
+
 def test_the_whole_table_resumes_and_names_what_is_missing(weights, adapters, tmp_path, monkeypatch):
     monkeypatch.setattr(_ablation, "STEPS", 1)
     made, real = [], _ablation.Studio.render
@@ -292,7 +321,7 @@ def test_the_whole_table_resumes_and_names_what_is_missing(weights, adapters, tm
         for row in ("none", "both", "clip", "coupled", "ceiling", "coded"):
             assert out[f"{key}_{row}_lo"] <= out[f"{key}_{row}"] <= out[f"{key}_{row}_hi"]
     assert {path.name for path in tmp_path.glob("*.png")} == {f"ablation_{name}.png" for name in _ablation_table.TABLES}
-    assert "| CLIP only |" in (tmp_path / "ablation.md").read_text()
+    assert "| CLIP only | 1 x 1, 32 |" in (tmp_path / "ablation.md").read_text() and out["steps_none"] == 0
     path = ablation.folder_of(adapters, "both", 0) / "adapter.safetensors"
     before = path.read_bytes()
     state, metadata = files.load(path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness import mini as mini_module
 from host import face_support as faces
-from host.support import base, inject_into, latent_of, run
+from host.support import CHANNELS, Strengths, base, encode, inject, inject_into, latent_of, plain, prompt, run, subject
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.masks import as_mask
@@ -213,6 +213,46 @@ def test_saved_subjects(data, mini, tmp_path_factory):
     assert adapters.project(subject, [mini.adapter.config.layers[0][0]])
 
 
+wide = st.integers(1, 128)
+
+
+def sound(data: Any, *shape: int) -> torch.Tensor:
+    """Noise that nothing may refuse: between 0.2 and 1, in a type that models and their pictures have."""
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    return (noise * 0.8 + 0.2).to(data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])))
+
+
+def sound_mask(data: Any, count: int, height: int, width: int) -> torch.Tensor:
+    """In any layout that a MASK may have, of its own size or the picture's; its right half at least holds the subject."""
+    if data.draw(st.booleans()):
+        height, width = data.draw(wide), data.draw(wide)
+    mask = sound(data, count, height, width)
+    if data.draw(st.booleans()):
+        mask[..., :width // 2] = 0
+    forms = [mask, mask[:, None], mask[..., None], *([mask[0]] if count == 1 else [])]
+    return data.draw(st.sampled_from(forms))
+
+
+@FEW
+@given(data=st.data())
+def test_sound_pictures_are_never_refused(data, mini):
+    batch, height, width = data.draw(st.integers(1, 3)), data.draw(wide), data.draw(wide)
+    image = sound(data, batch, height, width, data.draw(st.sampled_from([1, 2, 3, 4])))
+    mask = sound_mask(data, data.draw(st.sampled_from([1, batch])), height, width) if data.draw(st.booleans()) else None
+    margin, size = data.draw(st.floats(0, 1)), data.draw(st.sampled_from([0, 8, 64]))
+    combine = data.draw(st.sampled_from(adapters.PAIRINGS))
+    cut = prepare(image, mask, "subject on white", margin, size, "error")
+    side = cut.image.shape[1]
+    assert cut.image.shape == (batch, side, side, 3) and cut.mask.shape == (batch, side, side) and size in (0, side)
+    assert torch.isfinite(cut.image).all() and torch.isfinite(cut.mask).all() and cut.found == (True,) * batch
+    got = subjects.extract_from_picture(mini.adapter, mini.encoders, image, mask, combine, margin, "error")
+    rows, config = 1 if combine == "average" else batch, mini.adapter.config
+    assert got.found and got.subject.pictures == rows and got.picture.shape == (batch, *[max(config.resolutions)] * 2, 3)
+    assert got.subject.get("global").shape == (rows, len(config.encoders), config.width)
+    assert got.subject.get("local").shape[::2] == (rows, config.width)
+    assert all(bool(torch.isfinite(t).all()) for _, t in got.subject.tokens) and torch.isfinite(got.picture).all()
+
+
 @settings(FEW, max_examples=12 * TIMES)
 @given(data=st.data())
 def test_sizes_of_pictures(data):
@@ -224,3 +264,22 @@ def test_sizes_of_pictures(data):
     except LikenessError as error:
         return own_sentence(error)
     assert out.shape == (batch, 4, height, width) and bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "mini"])
+@settings(FEW, max_examples=8 * TIMES)
+@given(data=st.data())
+def test_any_references_act_on_any_latents(kind, data):
+    """Whether they go to a latent each or all to all: nothing is refused, and something of them is in the picture."""
+    references, batch = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    pairing = data.draw(st.sampled_from(subjects.PAIRINGS)) if references <= batch else "all"
+    height = data.draw(wide)
+    width = data.draw(st.integers(1, 256 // height))  # so many cells that it takes seconds
+    latent = sound(data, batch, CHANNELS[kind], height, width)
+    mask = sound_mask(data, data.draw(st.integers(1, batch)), height, width) if data.draw(st.booleans()) else None
+    positive, word = prompt(kind)
+    done = inject(base(kind)[0], positive, encode(kind, "blurry"), subject(kind, n=references, pairing=pairing), word,
+                  Strengths(1.0, 1.0), mask=mask)
+    out = run(done, kind=kind, latent=latent)
+    assert out.shape == latent.shape and bool(torch.isfinite(out).all())
+    assert not torch.equal(out, plain(kind, latent=latent)), "the subject does nothing"

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -25,16 +26,17 @@ def killed_at(moment: str, write: Callable[[], None]) -> None:
         def die(*_: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        real_save, real_flush, real_replace = files.save_file, os.fsync, os.replace
+        real_flush, real_replace = os.fsync, os.replace
 
-        def save(tensors, path, metadata):
-            real_save(tensors, path, metadata=metadata)
-            if moment == "half written":
-                os.truncate(path, Path(path).stat().st_size // 2)
-                die()
-            if moment == "written":
-                die()
-        files.save_file = save
+        def dying(real: Callable[..., object]) -> Callable[..., None]:
+            def write_then_die(source: object, path: Path, **words: object) -> None:
+                real(source, path, **words)
+                if moment == "half written":
+                    os.truncate(path, Path(path).stat().st_size // 2)
+                if moment in ("half written", "written"):
+                    die()
+            return write_then_die
+        files.save_file, shutil.copyfile = dying(files.save_file), dying(shutil.copyfile)
         os.fsync = lambda number: (real_flush(number), moment == "flushed" and die())
         os.replace = lambda *a: (real_replace(*a), moment == "renamed" and die())
         try:
@@ -54,16 +56,19 @@ def killed_at(moment: str, write: Callable[[], None]) -> None:
 
 
 @linux
+@pytest.mark.parametrize("way", ["saved", "copied"])
 @pytest.mark.parametrize("before", [True, False], ids=["over an old file", "new"])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_adapter(mini, tmp_path, moment, before):
+def test_adapter(mini, tmp_path, moment, before, way):
+    """As a training saves it, and as a finished one is copied over what ships."""
     adapters = mini_module.pack("models.hosting.adapters")
     path = tmp_path / "adapter.safetensors"
     state, metadata = files.load(mini.folder / mini_module.ADAPTER)
     old = {name: value * 0 for name, value in state.items()}
     if before:
         files.save(path, old, metadata)
-    killed_at(moment, lambda: files.save(path, state, metadata))
+    killed_at(moment, {"saved": lambda: files.save(path, state, metadata),
+                       "copied": lambda: files.copy(mini.folder / mini_module.ADAPTER, path)}[way])
     wanted = state if moment == "renamed" else old
     if moment == "renamed" or before:
         loaded = adapters.load_adapter(path).patcher.model.state_dict()

@@ -89,8 +89,12 @@ def test_load_adapter_says_when_an_encoder_is_another_file(nodes, mini, filled):
     files = mini_module.pack("models.common.files")
     files.save(filled.clip_vision / mini_module.DINO, mini_module.encoder_state("dinov2", 77),
                mini_module.encoder_metadata("dinov2"))
-    text = node(nodes, "LoadAdapter", "any name.safetensors")[2]
+    adapter, encoders, text = node(nodes, "LoadAdapter", "any name.safetensors")
     assert text.count("not the very file of the training") == 1
+    # and where an artist looks, since the loader shows nothing on itself
+    said = node(nodes, "ExtractID", adapter, encoders, picture(), "concat", "error")[2]
+    assert said.count(f"note: {mini_module.DINO} is not the very file") == 1 and said.count("note:") == 1
+    assert "note:" not in node(nodes, "ExtractID", mini.adapter, mini.encoders, picture(), "concat", "error")[2]
     # the right one wins, though it stands behind the other in the list
     shutil.copy(mini.folder / mini_module.DINO, filled.clip_vision / "z.safetensors")
     text = node(nodes, "LoadAdapter", "any name.safetensors")[2]

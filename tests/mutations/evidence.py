@@ -15,6 +15,7 @@ DEVICE = (f"{HOST}nothing_of_the_miniature_stays_behind_on_the_cpu",)
 WORLD = (f"{HOST}lessons_are_of_the_world_that_the_base_draws",)
 LABEL = (f"{UNIT}a_base_of_either_world_is_labelled_when_it_is_one",)
 KEPT = (f"{HOST}the_whole_table_resumes_and_names_what_is_missing",)
+OWN = (f"{HOST}an_adapter_is_measured_where_it_was_trained_only",)
 RUNS = (f"{HOST}a_run_goes_on_and_never_on_other_lessons",)
 BATCH = (f"{HOST}a_batch_is_what_the_nodes_make_one_by_one", f"{HOST}a_shuffled_row_takes_another_creatures_reference")
 FOLDER = ("tests/host/test_training_realcustom.py::test_a_folder_of_another_run_is_refused",)
@@ -74,6 +75,12 @@ MUTATIONS = [
              "group = torch.randint(0, groups, (seeds, groups, 1), generator=g)",
              "group = torch.arange(groups).view(1, groups, 1)", NUMBERS),
     Mutation("a row that was kept is taken for other trials", "tests/bench/_ablation.py", "own, self.asked[seed],", "own,", KEPT),
+    Mutation("an adapter is measured on any base", "tests/bench/_ablation.py",
+             'if dict(adapter.metadata).get("base_sha256") != self.common[0] or any(', "if any(", OWN),
+    Mutation("an adapter is measured with any encoder", "tests/bench/_ablation.py",
+             "not item.sha256.startswith(wish[:16])", "not item.sha256", OWN),
+    Mutation("one training is a verdict", "tests/bench/_ablation_table.py",
+             'if min(numbers[f"seeds_{a}"], numbers[f"seeds_{b}"]) < FEWEST:', "if False:", NUMBERS),
     Mutation("any judge judges any world", "tests/bench/custany.py",
              'if world not in metadata.get("worlds", "easy").split():', "if False:", WORLD),
     Mutation("what decoupling loses pairs any seeds", "tests/bench/_ablation_table.py",

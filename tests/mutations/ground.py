@@ -20,6 +20,9 @@ TRAINING = (f"{HOST}training_host.py::test_denoise_is_the_hosts_own_prediction",
             f"{HOST}training_host.py::test_training_and_use_are_one_network")
 STEPS = (f"{HOST}training_host.py::test_the_network_is_made_ready_for_every_step",
          f"{HOST}training_host.py::test_lessons_of_other_weights_are_drawn_anew")
+LOSSES = ("tests/unit/test_custany_losses.py",)
+TWO_PASSES = ("tests/unit/test_training_custany.py::test_two_passes_give_the_gradient_of_the_sum",
+              "tests/unit/test_training_custany.py::test_decoupling_can_be_off")
 LOOP = ("tests/unit/test_training_loop.py::test_ctrl_c_saves_and_goes_on_as_if_nothing_had_been",)
 UNIT_MASKS = ("tests/unit/test_masks.py",)
 FUZZ = tuple(f"{HOST}fuzz.py::test_{name}" for name in ("metadata_of_adapters", "saved_subjects", "masks"))
@@ -31,6 +34,7 @@ PACKED = ("tests/unit/test_packed.py",)
 WRITES = ("tests/unit/test_evidence.py::test_a_base_of_either_world_is_labelled_when_it_is_one",)
 PORTIONS = ("tests/unit/test_files.py::test_a_large_file_is_read_in_portions",)
 PICKLES = (f"{HOST}adapters.py::test_files_that_are_no_weights",)
+TRAPS = ("tests/workflows/test_load.py::test_pickles_are_never_executed",)
 CHANGED = (f"{HOST}nodes_subject.py::test_a_changed_file_is_read_again",)
 
 MUTATIONS = [
@@ -128,9 +132,14 @@ MUTATIONS = [
              'f".{path.name}.{uuid.uuid4().hex}.tmp"', 'f"{uuid.uuid4().hex}.{path.name}"', KILLED),
     Mutation("a file is written where the old one lies", COMMON + "files.py",
              "save_file(_ready(tensors), temporary, metadata", "save_file(_ready(tensors), path, metadata", KILLED),
+    Mutation("a finished adapter is copied over the old one in place", COMMON + "files.py",
+             "shutil.copyfile(source, temporary)", "shutil.copyfile(source, path)", KILLED),
     Mutation("pickles are executed", HOSTING + "encoders.py",
              "return unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}",
              "return unwrap(torch.load(str(path), weights_only=False)), {}", PICKLES),
+    Mutation("the search for encoders executes what it finds", HOSTING + "encoders.py",
+             "names, metadata = unwrap(comfy.utils.load_torch_file(str(path), safe_load=True)), {}",
+             "names, metadata = unwrap(torch.load(str(path), weights_only=False)), {}", TRAPS),
     Mutation("a replaced file is not noticed", "nodes/_paths.py", "{stat.st_mtime_ns}:{stat.st_size}", "there", CHANGED),
     # -- the miniature
     Mutation("the vocabulary is shifted by a row", HOSTING + "demo.py", "table[token] = small[row + 3]",
@@ -143,6 +152,18 @@ MUTATIONS = [
     Mutation("the word comes before the class tokens", CUSTANY + "adapter.py",
              "torch.cat([tokens.flatten(1), word.to(tokens.dtype)], -1)",
              "torch.cat([word.to(tokens.dtype), tokens.flatten(1)], -1)", FILES),
+    Mutation("the contrast loss is subtracted", CUSTANY + "losses.py",
+             "weights[1] * decouple + weights[2] * contrast_", "weights[1] * decouple - weights[2] * contrast_", LOSSES),
+    Mutation("the raw contrast looks at its size", CUSTANY + "losses.py", 'elif mode == "abs":', 'elif mode != "clamp":', LOSSES),
+    Mutation("the decoupling gate lets everything through", CUSTANY + "decouple.py", "torch.sigmoid(self.mask) * pooled",
+             "pooled", LOSSES),
+    Mutation("the decoupling pass has the first one's prompt", "models/training/custany.py",
+             "fused + masked[:, None].to(fused.dtype)", "fused", TWO_PASSES),
+    Mutation("the decoupling pass aims at other noise", "models/training/custany.py",
+             "decouple = losses.denoise(second, target, weight)", "decouple = losses.denoise(second, target.flip(0), weight)",
+             TWO_PASSES),
+    Mutation("the contrast pulls together", "models/training/custany.py", "weights[2] * contrast).backward()",
+             "-weights[2] * contrast).backward()", TWO_PASSES),
     Mutation("the query is not normalised", CUSTANY + "layers.py", "self.to_q(self.norm(x))", "self.to_q(x)", LAYERS),
     Mutation("an untrained layer changes the picture", CUSTANY + "layers.py", "init_linear(self.to_out, generator, zero=True)",
              "init_linear(self.to_out, generator)", LAYERS),

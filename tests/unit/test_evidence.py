@@ -278,11 +278,18 @@ def test_summary_verdicts_and_goals():
     assert _ablation_table.verdict(out, "leak", "decoupled", "coupled") == "the other way round"
     assert out["goal_retrieval_both"] == "missed, 0.85" and out["goal_retrieval_hard_both"] == "reached, 0.6"
     assert out["lost_retrieval_decoupled"] == pytest.approx(0.1) and out["goal_lost_retrieval_decoupled"].startswith("missed")
-    assert out["premise_leak_coupled_over_both"] == "shown" and out["goal_retrieval_shuffled"] == "missed, chance"
+    assert out["premise_leak_coupled_over_both"] == "shown" and out["goal_retrieval_shuffled"] == "missed, at most 0.125"
+    assert _ablation_table.summary({"shuffled": measured(0.1)})["goal_retrieval_shuffled"].startswith("reached")
+    few = _ablation_table.summary({"local": measured(0.9, seeds=(0, 1)), "global": measured(0.1)})
+    assert few["verdict_retrieval_hard_local_over_global"] == "not judged, fewer than 3 training seeds"
     assert out["seeds_both"] == 3 and out["pictures_both"] == 4800 and "verdict_retrieval_hard_both_over_dino" not in out
-    text = _ablation_table.markdown(
-        {**out, "chance": 0.0625, "chance_hard": 0.0156, "chance_near": 0.04, "time_over_plain_local": 1.05})
-    assert "| local level, trained alone | 0.83 (" in text and "| 1.05 | 2.00 |" in text
+    said = {**out, "chance": 0.0625, "chance_hard": 0.0156, "chance_near": 0.04, "time_over_plain_local": 1.05,
+            "steps_local": 2600, "world": "wide", "missing": "clip_1"}
+    text = _ablation_table.markdown(said)
+    assert "| local level, trained alone | 3 x 2600, 4800 | 0.83 (" in text and "| 1.05 | 2.00 |" in text
+    assert "Missing: clip_1." in text and "| text only | 4800 |" in text and text.count("| 0.90 (") == 1
+    # Where no creature turns, half of the references agree with any adapter.
+    assert "| 0.90 (" not in _ablation_table.markdown({**said, "world": "easy"})
     assert "`verdict_leak_coupled_over_decoupled`: shown" in text
     assert "`more_leak_coupled_than_decoupled`: 0.3 (" in text and "`more_leak_coupled_than_decoupled_lo`" not in text
 

@@ -21,15 +21,14 @@ class OutOfMemory(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: io.Model.Type, step: int) -> io.NodeOutput:
-        model, seen = model.clone(), []
+        model = model.clone()
 
         def patch(x, extra_options):
-            sigma = float(extra_options["sigmas"].max())
-            if sigma not in seen:
-                seen.append(sigma)
+            # From the call alone: the host's cache keeps this MODEL, and what it counted itself would be there in the next run.
+            done = int((extra_options["sample_sigmas"] > extra_options["sigmas"].max()).sum())
             # After our own patches of the same block: what they hold at this moment must be let go as well.
-            if len(seen) > step and extra_options["block"][0] == "output":
-                raise comfy.model_management.OOM_EXCEPTION("simulated")
+            if done >= step and extra_options["block"][0] == "output":
+                raise comfy.model_management.OOM_EXCEPTION(f"simulated at step {done}")
             return x
 
         model.set_model_patch(patch, "middle_patch")
@@ -37,7 +36,7 @@ class OutOfMemory(io.ComfyNode):
 
 
 class Residents(io.ComfyNode):
-    """Text: how many tensors live in this process and how many of the host's model patchers."""
+    """Text: tensors that live in this process, bytes of VRAM that torch gave out, models that the host has loaded."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -51,7 +50,8 @@ class Residents(io.ComfyNode):
         gc.collect()
         tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
         models = len(comfy.model_management.current_loaded_models)
-        text = json.dumps({"tensors": tensors, "models": models})
+        vram = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        text = json.dumps({"tensors": tensors, "vram": vram, "models": models})
         return io.NodeOutput(text, ui={"text": [text]})
 
 
