@@ -3,6 +3,7 @@
 Rows: text only, both levels, a shuffled reference (and each level alone with --all). 256 pictures a row: 16 held-out
 identities x 4 prompts x 4 noises. The judge was trained apart on renders; its own accuracy stands beside the rows.
 --only ablation measures the adapters of `train demo ablation` in this process: levels, encoders, decoupling, three seeds.
+--only decoupling trains small networks in which a pose leaks soon, with and without the decoupling branch.
 """
 from __future__ import annotations
 
@@ -206,19 +207,20 @@ def overhead(family: str, threads: int) -> dict[str, float]:
 def main(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="dev.py bench custany")
     parser.add_argument("--all", action="store_true", help="also each level alone")
-    parser.add_argument("--only", choices=("quality", "sd15", "sdxl", "ablation"), nargs="*",
+    parser.add_argument("--only", choices=("quality", "sd15", "sdxl", "ablation", "decoupling"), nargs="*",
                         default=["quality", "sd15", "sdxl"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--adapters", type=Path, default=ROOT / "output" / "train" / "demo" / "ablation",
                         help="ablation: folder of `train demo ablation`")
     parser.add_argument("--weights", type=Path, default=None, help="ablation: base, encoders, judge (default: the pack's own)")
     parser.add_argument("--rows", nargs="+", default=[], help="ablation: only these rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="ablation: training seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="ablation, decoupling: training seeds")
+    parser.add_argument("--steps", type=int, default=800, help="decoupling: of each training")
     parser.add_argument("--each", type=int, default=6, help="ablation: pictures of each of the 16 identities of a seed")
     parser.add_argument("--out", type=Path, default=Path("output/bench"))
     args = parser.parse_args(argv)
-    if "ablation" in args.only and len(args.only) > 1:
-        raise HarnessError("ablation has a run of its own: it names its rows as quality does, and measures other adapters.")
+    if {"ablation", "decoupling"} & set(args.only) and len(args.only) > 1:
+        raise HarnessError("ablation and decoupling have runs of their own: they name their rows as quality does.")
     out: dict[str, Any] = {}
     if "quality" in args.only:
         out |= quality(list(ROWS) if args.all else ["none", "both", "shuffled"], args.out)
@@ -226,6 +228,10 @@ def main(argv: list[str]) -> dict[str, Any]:
         from bench import _ablation_table
 
         out |= _ablation_table.ablation(args.weights, args.adapters, args.out, args.rows, args.seeds, args.each, args.threads)
+    if "decoupling" in args.only:
+        from bench import _decoupling
+
+        out |= _decoupling.decoupling(args.seeds, args.steps, args.threads)
     for family in ("sd15", "sdxl"):
         if family in args.only:
             out |= overhead(family, args.threads)

@@ -15,6 +15,7 @@ DEVICE = (f"{HOST}nothing_of_the_miniature_stays_behind_on_the_cpu",)
 WORLD = (f"{HOST}lessons_are_of_the_world_that_the_base_draws",)
 LABEL = (f"{UNIT}a_base_of_either_world_is_labelled_when_it_is_one",)
 KEPT = (f"{HOST}the_whole_table_resumes_and_names_what_is_missing",)
+LEAKS = ("tests/host/test_decoupling_bench.py",)
 OWN = (f"{HOST}an_adapter_is_measured_where_it_was_trained_only",)
 RUNS = (f"{HOST}a_run_goes_on_and_never_on_other_lessons",)
 BATCH = (f"{HOST}a_batch_is_what_the_nodes_make_one_by_one", f"{HOST}a_shuffled_row_takes_another_creatures_reference")
@@ -87,6 +88,13 @@ MUTATIONS = [
              "seeds = sorted(more.keys() & less.keys())", "seeds = sorted(more)[:min(len(more), len(less))]", NUMBERS),
     Mutation("overlapping intervals count as shown", "tests/bench/_ablation_table.py",
              '_{a}_lo"] > numbers[f"{measure}_{b}_hi"]:', '_{a}"] > numbers[f"{measure}_{b}"]:', NUMBERS),
+    Mutation("a leak is a creature that turns away", "tests/bench/_decoupling.py",
+             '"leak": side == t.facing', '"leak": side != t.facing',
+             LEAKS),
+    Mutation("the decoupling branch is never trained", "tests/bench/_decoupling.py", "decouple=case.decouple, contrast",
+             'decouple="off", contrast', LEAKS),
+    Mutation("retrieval looks at the asked facing alone", "tests/bench/_decoupling.py", "far.amin(2).argmin(1)",
+             "far[:, :, 0].argmin(1)", LEAKS),
     # -- pictures
     Mutation("a batch has the first picture's prompt", "tests/bench/_ablation.py", "torch.cat([rows[text] for text in texts])",
              "torch.cat([rows[texts[0]] for text in texts])", BATCH),
