@@ -182,24 +182,29 @@ def judged(task: Any, base: Drawer, t: Asked) -> dict[str, list[float]]:
     return out
 
 
-def decoupling(seeds: list[int], steps: int, threads: int) -> dict[str, Any]:
+def decoupling(only: list[str], seeds: list[int], steps: int, threads: int) -> dict[str, Any]:
     """Every case with every training seed: flat numbers with their intervals, verdicts on what decoupling takes and costs."""
     from bench._ablation import IDENTITIES
     from bench._ablation_table import entry, paired, verdict
 
+    from harness.paths import HarnessError
     from likeness.models.demo import lessons, world
     from likeness.models.hosting.demo import WEIGHTS
     from likeness.models.hosting.training_base import MiniatureBase
 
+    unknown = sorted(set(only) - set(CASES))
+    if unknown:
+        raise HarnessError(f"There is no row {unknown[0]}, there are {', '.join(CASES)}.")
+    cases = {name: case for name, case in CASES.items() if not only or name in only}
     torch.set_num_threads(threads)
     base = MiniatureBase(WEIGHTS / "base.safetensors", [WEIGHTS / "dino.safetensors", WEIGHTS / "mae.safetensors"])
     halves = tuple((config.family, 2 * config.width) for _, config in base.encoders)
     data = {share: lessons.prepare(PAIRS, 21, world.Variation(mirror=True), base.encode_image, base.features, base.embed_image,
-                                   share) for share in sorted({case.correlate for case in CASES.values()})}
-    rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in CASES}
+                                   share) for share in sorted({case.correlate for case in cases.values()})}
+    rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in cases}
     for seed in seeds:
         t = asked(base, seed)
-        for name, case in CASES.items():
+        for name, case in cases.items():
             rows[name][seed] = judged(*trained(case, seed, data[case.correlate], halves, steps), t)
             print(f"{name}, training seed {seed}: {[round(sum(v) / len(v), 3) for v in rows[name][seed].values()]}", flush=True)
     out: dict[str, Any] = {"training_seeds": len(seeds), "steps": steps, "pictures_a_row": len(seeds) * IDENTITIES * TURNS,
@@ -208,8 +213,7 @@ def decoupling(seeds: list[int], steps: int, threads: int) -> dict[str, Any]:
         out[f"seeds_{name}"] = len(found)
         for measure in MEASURES:
             out |= entry(f"{measure}_{name}", torch.tensor([row[measure] for row in found.values()]))
-    out["verdict_leak_coupled_over_free"] = verdict(out, "leak", "coupled", "free")
-    for name in ("raw", "raw_low", "abs", "clamp"):
+    for name in sorted(rows.keys() - {"coupled"}) if "coupled" in rows else ():
         out[f"verdict_leak_coupled_over_{name}"] = verdict(out, "leak", "coupled", name)
         out |= paired(f"less_leak_{name}", rows["coupled"], rows[name], "leak")
         out |= paired(f"lost_retrieval_{name}", rows["coupled"], rows[name], "retrieval")

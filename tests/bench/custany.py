@@ -213,7 +213,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--adapters", type=Path, default=ROOT / "output" / "train" / "demo" / "ablation",
                         help="ablation: folder of `train demo ablation`")
     parser.add_argument("--weights", type=Path, default=None, help="ablation: base, encoders, judge (default: the pack's own)")
-    parser.add_argument("--rows", nargs="+", default=[], help="ablation: only these rows")
+    parser.add_argument("--rows", nargs="+", default=[], help="ablation, decoupling: only these rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="ablation, decoupling: training seeds")
     parser.add_argument("--steps", type=int, default=800, help="decoupling: of each training")
     parser.add_argument("--each", type=int, default=6, help="ablation: pictures of each of the 16 identities of a seed")
@@ -231,7 +231,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if "decoupling" in args.only:
         from bench import _decoupling
 
-        out |= _decoupling.decoupling(args.seeds, args.steps, args.threads)
+        out |= _decoupling.decoupling(args.rows, args.seeds, args.steps, args.threads)
     for family in ("sd15", "sdxl"):
         if family in args.only:
             out |= overhead(family, args.threads)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from bench import _decoupling as bench
 
+from harness.paths import HarnessError
 from host.support import comfy
 from likeness.models.demo import world
 from likeness.models.hosting.demo import WEIGHTS
@@ -79,9 +80,13 @@ def test_the_branch_is_trained_where_it_is_asked_for(asked, monkeypatch):
         assert all(p.grad is not None for p in drawer.parameters()), "the drawer learns, too"
         return task, drawer
     monkeypatch.setattr(bench, "trained", trained)
-    out = bench.decoupling([0, 1], 1, 1)
+    out = bench.decoupling([], [0, 1], 1, 1)
     assert branches == {case: case.decouple != "off" for case in bench.CASES.values()}
     for name in bench.CASES:
         for measure in bench.MEASURES:
             assert 0 <= out[f"{measure}_{name}_lo"] <= out[f"{measure}_{name}"] <= out[f"{measure}_{name}_hi"] <= 1
+    few = bench.decoupling(["coupled", "abs"], [0], 1, 1)
+    assert {key for key in few if key.startswith("verdict")} == {"verdict_leak_coupled_over_abs"} and "leak_free" not in few
+    with pytest.raises(HarnessError, match="no row dec"):
+        bench.decoupling(["dec"], [0], 1, 1)
     assert out["pictures_a_row"] == 64 * 8 and out["verdict_leak_coupled_over_raw"].startswith("not judged")
