@@ -110,6 +110,8 @@ def markdown(numbers: dict[str, Any]) -> str:
     """The tables for EVIDENCE.md."""
     out = []
     for title, rows in TABLES.items():
+        if sum(f"retrieval_{row}" in numbers for row in rows) < 2:
+            continue  # nothing to compare
         out += [f"### {title}", "",
                 "| | trainings x steps, pictures | retrieval@1 of 16 | hard, of 64 | of those that differ in one | scene | "
                 "place | faces as the reference | time over text only | MiB of weights, keys, values |",
@@ -171,6 +173,8 @@ def grids(studio: Studio, rows: dict[str, dict[int, dict[str, Any]]], seed: int)
         shown = t.picture[who, t.mirror[first + turn]]
         return torch.nn.functional.interpolate(shown, (64, 64), mode="area")
     for title, names in TABLES.items():
+        if len(rows.keys() & set(names)) < 2:
+            continue
         turns = (0, 1) if title == "decoupling" else (0,)
         strips = []
         for turn in turns:
