@@ -171,7 +171,7 @@ def train_ablation(adapters: Path, weights: Path, clip_work: Path, variants: Ite
 
     steps = steps or ablation.STEPS
     # The folder's name alone: the file goes to strangers.
-    where = "" if weights == WEIGHTS else f" --weights {weights.name}"
+    where = "" if weights.resolve() == WEIGHTS.resolve() else f" --weights {weights.name}"
     chosen = list(variants) or list(ablation.VARIANTS)
     made = []
     for seed in list(seeds) or ablation.SEEDS:

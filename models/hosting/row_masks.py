@@ -54,7 +54,7 @@ def _shares(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: 
 
 def checked_mask(mask: Tensor) -> Tensor:
     """Any MASK -> (b, h, w) in 0..1. Raises LikenessError for one that is empty."""
-    if mask.ndim == 4 and mask.shape[-1] == 1:
+    if mask.ndim == 4 and mask.shape[-1] == 1 and mask.shape[1] != 1:  # (b, h, w, 1), and not (b, 1, h, 1)
         mask = mask[..., 0]
     mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
     if float(mask.max()) <= 0.0:

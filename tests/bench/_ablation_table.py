@@ -217,6 +217,7 @@ def ablation(weights: Path | None, adapters: Path, folder: Path, only: list[str]
                     rows.setdefault(name, {})[seed] = studio.measure(name, seed)
         trained = {name: _same(name, {studio.steps(name, seed) for seed in found})
                    for name, found in rows.items() if name in ROWS}
+        _same("the table", {steps for steps in trained.values() if steps} or {0})
         near = [count for seed in seeds for count in studio.trials(seed).near]
         out = {"training_seeds": len(seeds), "chance": round(1 / IDENTITIES, 4), "chance_hard": round(1 / HARD, 4),
                "chance_near": round(sum(1 / (1 + count) for count in near) / len(near), 4), "chance_leak": 0.5,

@@ -53,7 +53,8 @@ def rates(t: bench.Asked, identity: torch.Tensor, facing: torch.Tensor) -> dict[
 
 
 def test_every_identity_is_asked_for_from_both_sides(asked):
-    assert asked.truth.shape[:3] == (32, 16, 2) and asked.facing.view(2, 16).sum(0).tolist() == [1] * 16
+    assert asked.truth.shape[:3] == (32, 16, 2) and asked.facing.view(16, 2).sum(1).tolist() == [1] * 16
+    assert asked.identity.tolist() == [k for k in range(16) for _ in range(2)], "intervals draw identities"
     for (untold, told), facing, word in zip(asked.captions, asked.facing.tolist(), asked.words, strict=True):
         assert untold.split("|")[3] == "" and told.split("|")[3] == bench.TOLD[1 - facing] and told.split("|")[0] == word
         assert untold.split("|")[:3] == told.split("|")[:3] and untold.split("|")[1] in world.SCENES
@@ -69,6 +70,7 @@ def test_drawings_are_judged_by_the_nearest_true_one(asked):
 
 def test_the_branch_is_trained_where_it_is_asked_for(asked, monkeypatch):
     """All cases, one step each; every number is there with its interval."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # it would stay so for all later tests
     monkeypatch.setattr(bench, "PAIRS", 16)
     monkeypatch.setattr(bench, "BATCH", 4)
     monkeypatch.setattr(bench, "asked", lambda base, seed: asked)

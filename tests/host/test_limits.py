@@ -35,7 +35,7 @@ from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import stamps
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.injector import LocalInjection, Timing, progress
-from likeness.models.hosting.row_masks import area_of, grid_of
+from likeness.models.hosting.row_masks import area_of, checked_mask, grid_of
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +156,12 @@ def test_masks_of_other_shapes(shape):
     mask[:3] = 1.0
     out = run(inject_into(base("sd15")[0], mask=mask.reshape(shape)))
     assert torch.equal(out, run(inject_into(base("sd15")[0], mask=mask[None])))
+
+
+def test_a_mask_one_pixel_wide_is_a_column():
+    column = torch.zeros(1, 1, 8, 1)
+    column[:, :, :3] = 1.0
+    assert torch.equal(checked_mask(column), column[0]) and checked_mask(torch.ones(2, 8, 4, 1)).shape == (2, 8, 4)
 
 
 def test_a_mask_of_ones_is_no_mask_and_values_stay_in_range():
