@@ -46,6 +46,8 @@ def reference_tokens(pictures: int, config: Any) -> tuple[Any, list[Any]]:
     features, encoders = [], []
     for vit, size in zip(configs, config.resolutions, strict=True):
         model = ViT(vit).eval().requires_grad_(False)
+        for parameter in model.parameters():  # some are left as memory was: what is no number would slow down all that follows
+            parameter.uniform_(-0.01, 0.01)
         result = model(preprocess(torch.rand(pictures, size, size, 3), vit, size))
         features.append((result.cls, result.patches))
         encoders.append(model)
