@@ -30,7 +30,7 @@ def _encoder_lines(items: tuple[Encoder, ...], paths: list[Path], hashes: tuple[
     lines = []
     for number, (item, path) in enumerate(zip(items, paths, strict=True), 1):
         wanted = hashes[number - 1] if number <= len(hashes) else ""
-        same = not wanted or item.sha256.startswith(wanted[:16])
+        same = item.is_file(wanted)
         other = "" if same else "; not the very file of the training"
         if not same and item.config.family == "mae" and not says_mae(path):
             other += (". WARNING: a plain ViT, trained for something else, has the same tensors, and nothing in this file says "

@@ -136,6 +136,7 @@ def same_run(out: Path, recipe: dict[str, Any], begin: bool = True) -> None:
     """Notes what a run is made from; the checkpoint does not know it and would go on with other lessons.
 
     begin False only refuses: a run that cannot begin leaves no note."""
+    from ..models.common import files
     from ..models.common.errors import LikenessError
 
     note = out / "recipe.json"
@@ -146,10 +147,8 @@ def same_run(out: Path, recipe: dict[str, Any], begin: bool = True) -> None:
         return
     if not begin:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    part = note.with_name(note.name + ".part")
-    part.write_text(json.dumps(recipe), encoding="utf-8")
-    part.replace(note)
+    with files.whole(note) as part:
+        part.write_text(json.dumps(recipe), encoding="utf-8")
 
 
 def _finished(path: Path, wanted: Any) -> bool:

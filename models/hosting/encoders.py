@@ -31,6 +31,10 @@ class Encoder(NamedTuple):
     sha256: str
     name: str
 
+    def is_file(self, digest: str) -> bool:
+        """Whether it was read from the file with this hash, as an adapter notes it; any file where it notes none."""
+        return self.sha256.startswith(digest[:16])
+
 
 class Encoders(NamedTuple):
     """LIKENESS_ENCODERS: the encoders in the order in which an adapter wants their features."""

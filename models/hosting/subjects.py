@@ -81,7 +81,7 @@ def _report(subject: Subject, encoders: Encoders, sizes: tuple[int, ...], found:
     trained_with = encoder_hashes(dict(subject.adapter.metadata))
     lines += [f"note: {item.name} is not the very file that the adapter was trained with; unless it is the same in another "
               "precision, the likeness is lost" for item, digest in zip(encoders.items, trained_with, strict=False)
-              if digest and not item.sha256.startswith(digest[:16])]
+              if not item.is_file(digest)]
     if mask is None:
         lines.append("no mask: the whole picture counts as the subject, background too")
     else:

@@ -204,7 +204,7 @@ class Studio:
                  if path.is_file()]
         found = tuple(map(encoders.load_encoder, encoders.match(wanted, hashes, there)))
         if dict(adapter.metadata).get("base_sha256") != self.common[0] or any(
-                not item.sha256.startswith(wish[:16]) for item, wish in zip(found, hashes, strict=True)):
+                not item.is_file(wish) for item, wish in zip(found, hashes, strict=True)):
             raise HarnessError(f"{variant}, training seed {seed}, was trained on another base or with other encoders than those "
                                f"in {self.weights.name}; name the folder of its training with --weights.")
         return adapter, encoders.Encoders(found)

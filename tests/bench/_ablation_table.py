@@ -185,11 +185,11 @@ def grids(studio: Studio, rows: dict[str, dict[int, dict[str, Any]]], seed: int)
 
 
 def _same(name: str, steps: set[int]) -> int:
-    """Of all trainings of a row; raises HarnessError where they differ."""
+    """Of all trainings that are compared; raises HarnessError where they differ."""
     from harness.paths import HarnessError
 
     if len(steps) > 1:
-        raise HarnessError(f"The trainings of {name} had {' and '.join(map(str, sorted(steps)))} steps; a row wants equal ones.")
+        raise HarnessError(f"The trainings of {name} had {' and '.join(map(str, sorted(steps)))} steps; compared ones must be equal.")
     return steps.pop()
 
 

@@ -20,7 +20,6 @@ MEASURES = ("retrieval", "leak", "facing")
 
 class Case(NamedTuple):
     """correlate: share of pairs whose reference has the target's facing; it comes by chance in half of the others."""
-    name: str
     correlate: float = COUPLED
     decouple: str = "channel"
     contrast_mode: str = "raw"
@@ -28,12 +27,12 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "free": Case("pairs of any pose, no decoupling", 0.0, "off"),
-    "coupled": Case("pairs of one pose, no decoupling", decouple="off"),
-    "raw": Case("pairs of one pose, decoupling as the paper prints it (signed cosine, 0.5)"),
-    "raw_low": Case("the same at 0.2", weight_contrast=0.2),
-    "abs": Case("the cosine's size, 0.5", contrast_mode="abs"),
-    "clamp": Case("the cosine where it is positive, 0.5", contrast_mode="clamp"),
+    "free": Case(0.0, "off"),
+    "coupled": Case(decouple="off"),
+    "raw": Case(),  # as the paper prints it
+    "raw_low": Case(weight_contrast=0.2),
+    "abs": Case(contrast_mode="abs"),
+    "clamp": Case(contrast_mode="clamp"),
 }
 
 
