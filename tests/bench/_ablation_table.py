@@ -189,7 +189,8 @@ def _same(name: str, steps: set[int]) -> int:
     from harness.paths import HarnessError
 
     if len(steps) > 1:
-        raise HarnessError(f"The trainings of {name} had {' and '.join(map(str, sorted(steps)))} steps; compared ones must be equal.")
+        told = " and ".join(map(str, sorted(steps)))
+        raise HarnessError(f"The trainings of {name} had {told} steps; compared ones must be equal.")
     return steps.pop()
 
 
