@@ -27,21 +27,27 @@ def _area(mask: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(mask[:, None], size=(height, width), mode="area")[:, 0]
 
 
-def _three_dimensions(mask: Tensor, height: int, width: int) -> Tensor:
+def in_rows(mask: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Any mask (h, w), (b, h, w), (b, 1, h, w) or (b, h, w, 1) -> float32 (b, h, w) in 0..1.
+
+    size: height and width of its picture, which alone can tell a row of pixels from a column; a column without it.
+    Raises LikenessError for any other shape.
+    """
     shape = tuple(mask.shape)
     if mask.ndim == 2:
         mask = mask[None]
-    elif mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[3] == 1:
-        # One row or one column of pixels: only the picture can tell which.
-        mask = mask[..., 0] if shape[1:3] == (height, width) else mask[:, 0]
-    elif mask.ndim == 4 and mask.shape[1] == 1:
+    elif mask.ndim == 4 and shape[1] == shape[3] == 1:
+        mask = mask[..., 0] if size == shape[1:3] else mask[:, 0]
+    elif mask.ndim == 4 and shape[1] == 1:
         mask = mask[:, 0]
-    elif mask.ndim == 4 and mask.shape[3] == 1:
+    elif mask.ndim == 4 and shape[3] == 1:
         mask = mask[..., 0]
     if mask.ndim != 3 or mask.numel() == 0:
         raise LikenessError(f"A mask of shape (batch, height, width) was expected, but {shape} came: connect "
                             f"a MASK, or turn a picture into one first.")
-    return mask
+    bytes_255 = mask.dtype == torch.uint8 and mask.max() > 1
+    mask = mask.float() / 255 if bytes_255 else mask.float()
+    return torch.nan_to_num(mask).clamp(0, 1)
 
 
 def as_mask(mask: Tensor, batch: int, height: int, width: int) -> Tensor:
@@ -49,13 +55,10 @@ def as_mask(mask: Tensor, batch: int, height: int, width: int) -> Tensor:
 
     Another size is resized by area; one mask serves all pictures, any other count raises LikenessError.
     """
-    mask = _three_dimensions(mask, height, width)
+    mask = in_rows(mask, (height, width))
     if mask.shape[0] not in (1, batch):
         raise LikenessError(f"There are {batch} pictures but {mask.shape[0]} masks: connect one mask for "
                             f"all, or as many masks as pictures.")
-    bytes_255 = mask.dtype == torch.uint8 and mask.max() > 1
-    mask = mask.float() / 255 if bytes_255 else mask.float()
-    mask = torch.nan_to_num(mask).clamp(0, 1)
     mask = _area(mask, height, width)
     return mask if mask.shape[0] == batch else mask.repeat(batch, 1, 1)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import LikenessError
+from ..common.masks import in_rows
 from ..realcustom.masks import resized
 from .stamps import MADE, RowStamps
 
@@ -54,13 +55,11 @@ def _shares(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: 
 
 def checked_mask(mask: Tensor) -> Tensor:
     """Any MASK -> (b, h, w) in 0..1. Raises LikenessError for one that is empty."""
-    if mask.ndim == 4 and mask.shape[-1] == 1 and mask.shape[1] != 1:  # (b, h, w, 1), and not (b, 1, h, 1)
-        mask = mask[..., 0]
-    mask = torch.nan_to_num(mask.reshape(-1, *mask.shape[-2:]).float())
+    mask = in_rows(mask)
     if float(mask.max()) <= 0.0:
         raise LikenessError("The mask is empty, so the subject would act nowhere; paint where it should be, or disconnect the "
                             "mask.")
-    return mask.clamp(0, 1)
+    return mask
 
 
 def check_batch(mask: Tensor | None, references: int, batch: int, extra_options: dict[str, Any], owner: str = "injector") -> None:

@@ -23,6 +23,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
              "use_linear_in_transformer": True, "adm_in_channels": 2816, "num_classes": "sequential"},
 }
 SIZES = {"sd15": 64, "sdxl": 128}
+LARGE: dict[str, Any] = {"style": "timm", "width": 1024, "depth": 24, "heads": 16, "mlp": 4096}  # of DINOv2-L and MAE-L
 
 
 def peak_ram() -> float:
@@ -41,8 +42,7 @@ def reference_tokens(pictures: int, config: Any) -> tuple[Any, list[Any]]:
     from likeness.models.vision.preprocess import preprocess
     from likeness.models.vision.vit import ViT, VitConfig
 
-    large = {"style": "timm", "width": 1024, "depth": 24, "heads": 16, "mlp": 4096}
-    configs = (VitConfig("dinov2", patch=14, grid=37, layer_scale=True, **large), VitConfig("mae", patch=16, grid=14, **large))
+    configs = (VitConfig("dinov2", patch=14, grid=37, layer_scale=True, **LARGE), VitConfig("mae", patch=16, grid=14, **LARGE))
     features, encoders = [], []
     for vit, size in zip(configs, config.resolutions, strict=True):
         model = ViT(vit).eval().requires_grad_(False)
@@ -157,5 +157,5 @@ def customnet(_: str, threads: int, repeats: int = 2) -> dict[str, float]:
 
 def custany(family: str, threads: int) -> dict[str, float]:
     """The row of `bench shapes`: encoders, adapter and UNet, two rows of CFG with two references."""
-    plain, injected, peak = step_seconds(family, threads, encoders=True, repeats=1)
+    plain, injected, peak = step_seconds(family, threads, encoders=True)
     return {"peak_ram_gib": peak, "plain_step_s": plain, "injected_step_s": injected, "ratio": injected / plain}

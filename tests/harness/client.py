@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .paths import HarnessError
+
 Event = Callable[[str, dict], None]
 # A proxy set for the outside world must not catch calls to our own machine.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
@@ -82,7 +84,10 @@ class Client:
     def free(self) -> None:
         """Unload all models and drop the cache before the next prompt."""
         self.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(0.5)  # the server looks at it when its queue is empty: a prompt that comes at once would be run before
+        # The server looks at it between two prompts: after this one at the latest, and so before the next.
+        result = self.run({"1": {"class_type": "PreviewAny", "inputs": {"source": "free"}}})
+        if result.status != "success":
+            raise HarnessError(f"The server could not be freed: {result.error or result.status}")
 
     def run(
         self, prompt: dict, timeout: float = 300, on_event: Event | None = None, workflow: dict | None = None

@@ -49,9 +49,10 @@ def numbers(data: Any, shape: tuple[int, ...], wild: bool = False) -> torch.Tens
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     if dtype in (torch.uint8, torch.bool):
         return (noise * (255 if dtype == torch.uint8 else 2)).to(dtype)
-    if wild and data.draw(st.booleans()) and noise.numel():
+    broken = data.draw(st.sampled_from([float("nan"), float("inf"), float("-inf"), None])) if wild else None
+    if broken is not None and noise.numel():
         noise = noise * 6 - 3
-        noise.view(-1)[::3] = data.draw(st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+        noise.view(-1)[::3] = broken
     return noise.to(dtype)
 
 

@@ -164,6 +164,13 @@ def test_a_mask_one_pixel_wide_is_a_column():
     assert torch.equal(checked_mask(column), column[0]) and checked_mask(torch.ones(2, 8, 4, 1)).shape == (2, 8, 4)
 
 
+def test_a_mask_is_read_as_everywhere_in_the_pack():
+    """Bytes count to 255, and a picture is no mask: three channels are not three rows of pixels."""
+    assert float(checked_mask(torch.full((1, 4, 4), 51, dtype=torch.uint8)).max()) == pytest.approx(0.2)
+    with pytest.raises(LikenessError, match="connect a MASK"):
+        checked_mask(torch.ones(1, 8, 8, 3))
+
+
 def test_a_mask_of_ones_is_no_mask_and_values_stay_in_range():
     x = draw(1, 1, 16, 128)
     patch, _ = patch_for()

@@ -20,6 +20,7 @@ TRAINING = (f"{HOST}training_host.py::test_denoise_is_the_hosts_own_prediction",
             f"{HOST}training_host.py::test_training_and_use_are_one_network")
 STEPS = (f"{HOST}training_host.py::test_the_network_is_made_ready_for_every_step",
          f"{HOST}training_host.py::test_lessons_of_other_weights_are_drawn_anew")
+SHAPES = (f"{HOST}bench_shapes.py",)
 LOSSES = ("tests/unit/test_custany_losses.py",)
 TWO_PASSES = ("tests/unit/test_training_custany.py::test_two_passes_give_the_gradient_of_the_sum",
               "tests/unit/test_training_custany.py::test_decoupling_can_be_off")
@@ -121,7 +122,13 @@ MUTATIONS = [
              "except (ValueError, TypeError, RecursionError) as error:", "except RecursionError as error:", FUZZ),
     Mutation("a saved subject may hold infinity", HOSTING + "subjects.py",
              "t.shape[2] == width and bool(torch.isfinite(t).all())", "t.shape[2] == width", FUZZ),
-    Mutation("nan in a mask stays", COMMON + "masks.py", "torch.nan_to_num(mask).clamp(0, 1)", "mask.clamp(0, 1)", FUZZ),
+    Mutation("nan in a mask stays", COMMON + "masks.py", "torch.nan_to_num(mask).clamp(0, 1)", "mask.clamp(0, 1)", FUZZ + UNIT_MASKS),
+    Mutation("a column of pixels is read as a row", COMMON + "masks.py", "mask[..., 0] if size == shape[1:3] else mask[:, 0]",
+             "mask[..., 0]", UNIT_MASKS),
+    Mutation("a picture serves as a mask", COMMON + "masks.py", "if mask.ndim != 3 or mask.numel() == 0:",
+             "if mask.ndim == 4:\n        mask = mask.flatten(0, 1)\n    if mask.numel() == 0:", LIMITS),
+    Mutation("the injected step of the true shapes is a plain one", "tests/bench/_shapes.py", "injected.append(run(options))",
+             "injected.append(run({}))", SHAPES),
     Mutation("nan in a picture stays", COMMON + "images.py", "torch.nan_to_num(image).clamp(0, 1)", "image.clamp(0, 1)",
              PICTURES),
     Mutation("a broken pixel breaks the whole swapped face", "models/face/swap.py", "_sound(crop(picture, matrix, size, device))",

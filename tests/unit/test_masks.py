@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likeness.models.common.errors import LikenessError
-from likeness.models.common.masks import as_mask, bounding_box, cut_out
+from likeness.models.common.masks import as_mask, bounding_box, cut_out, in_rows
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -32,6 +32,7 @@ def test_one_column_and_one_row_are_told_by_the_picture():
     mask = random(1, 1, 5, 1)
     assert torch.equal(as_mask(mask, 1, 1, 5)[0, 0], mask.flatten())
     assert torch.equal(as_mask(mask, 1, 5, 1)[0, :, 0], mask.flatten())
+    assert torch.equal(in_rows(mask), mask[0])  # without a picture it stands as (b, 1, h, w) does
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 4, 6, 3), (1, 3, 4, 6), (0, 4, 6), (1, 2, 3, 4, 5)])

@@ -73,7 +73,6 @@ def held(server) -> dict:
     """What the process holds once its caches are dropped; the models are those before that, because it unloads them all."""
     models = residents(server)["models"]
     server.free()
-    residents(server)  # a server that was too busy to look at its flags while `free` waited does so after this prompt
     return {**residents(server), "models": models}
 
 
