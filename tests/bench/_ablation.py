@@ -27,15 +27,18 @@ RULES = 3  # of what is measured and how: a row that was kept under others is me
 
 
 class Row(NamedTuple):
-    """variant: of the trained adapters, None without one; strengths: global, local; shuffled: another's reference. A level that
-    was trained alone has no other; `_of_both` switches one off in an adapter that was trained with both."""
+    """variant: of the trained adapters, None without one; strengths: global, local; shuffled: another's reference; described: the
+    sentence tells the whole look, which shows what the base can draw. A level that was trained alone has no other; `_of_both`
+    switches one off in an adapter that was trained with both."""
     variant: str | None
     strengths: tuple[float, float] = (1.0, 1.0)
     shuffled: bool = False
+    described: bool = False
 
 
 ROWS = {
-    "none": Row(None), "global": Row("global", (1.0, 0.0)), "local": Row("local", (0.0, 1.0)), "both": Row("both"),
+    "none": Row(None), "described": Row(None, described=True),
+    "global": Row("global", (1.0, 0.0)), "local": Row("local", (0.0, 1.0)), "both": Row("both"),
     "global_of_both": Row("both", (1.0, 0.0)), "local_of_both": Row("both", (0.0, 1.0)),
     "shuffled": Row("both", shuffled=True), "dino": Row("dino"), "mae": Row("mae"), "clip": Row("clip"),
     "coupled": Row("coupled"), "decoupled": Row("decoupled"),
@@ -224,14 +227,11 @@ class Studio:
     def _batch(self, row: Row, t: Trials, kind: int, index: Tensor, tools: Any) -> tuple[Tensor, float]:
         import comfy.sample
 
-        from likeness.models.demo import world
         from likeness.models.hosting.inject import Strengths, inject
         from likeness.models.hosting.prompt import encode_prompt
         from likeness.models.hosting.subjects import extract_from_picture
 
-        name = world.KINDS[kind]
-        texts = [f"a photo of a {name} {world.SCENES[s]}, {world.PLACES[p]}" for s, p in
-                 zip(t.scene[index].tolist(), t.place[index].tolist(), strict=True)]
+        name, texts = sentences(row, t, kind, index)
         rows = {text: self._text(text)[0][0] for text in set(texts)}
         first, word, _ = encode_prompt(self.clip, texts[0], name)
         # One entry with a row a latent. The word's own row is the same in all: what differs stands after it.
@@ -275,6 +275,17 @@ class Studio:
 
     def strip(self, name: str, seed: int) -> Path:
         return self.folder / "ablation_pictures" / f"{self.key(name, seed).replace(' ', '_')}.png"
+
+
+def sentences(row: Row, t: Trials, kind: int, index: Tensor) -> tuple[str, list[str]]:
+    """The kind's word and a sentence for each of the pictures, whose creatures are all of this kind."""
+    from likeness.models.demo import captions, world
+
+    name, texts = world.KINDS[kind], []
+    for who, scene, place in zip(t.identity[index].tolist(), t.scene[index].tolist(), t.place[index].tolist(), strict=True):
+        before, after = captions.look(t.ids, who) if row.described else ("", "")
+        texts.append(f"a photo of a {before}{' ' * bool(before)}{name}{after} {world.SCENES[scene]}, {world.PLACES[place]}")
+    return name, texts
 
 
 def extra_bytes(adapter: Any, encoders: Any, model: Any, references: int) -> float:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 DRAWS = 2000
 NAMES = {
-    "none": "text only", "global": "global level, trained alone", "local": "local level, trained alone",
+    "none": "text only", "described": "text that tells the whole look",
+    "global": "global level, trained alone", "local": "local level, trained alone", "both": "both levels, both encoders",
     "global_of_both": "both trained, local switched off", "local_of_both": "both trained, global switched off",
-    "both": "both levels, both encoders",
     "shuffled": "reference of another subject", "dino": "DINO only", "mae": "MAE only", "clip": "CLIP only",
     "coupled": "pairs of one pose, no decoupling", "decoupled": "pairs of one pose, decoupling",
     "ceiling": "judge on true renders", "coded": "judge on true renders through the first stage",
 }
-TABLES = {"levels": ("none", "global", "local", "both", "global_of_both", "local_of_both", "shuffled"),
+TABLES = {"levels": ("none", "described", "global", "local", "both", "global_of_both", "local_of_both", "shuffled"),
           "encoders": ("dino", "mae", "clip", "both"),
           "decoupling": ("both", "coupled", "decoupled")}
 OVER = (("retrieval_hard", "both", "local"), ("retrieval_hard", "local", "global"), ("retrieval_hard", "global", "none"),

@@ -272,6 +272,22 @@ def test_a_shuffled_row_takes_another_creatures_reference(studio):
     assert torch.equal(shuffled, there) and not torch.allclose(shuffled, own, atol=1e-3)
 
 
+def test_a_described_row_has_its_whole_look_in_words(studio):
+    t = studio.trials(0)
+    index = (t.ids["kind"][t.identity] == 2).nonzero()[:, 0][:3]
+    name, texts = _ablation.sentences(_ablation.ROWS["described"], t, 2, index)
+    k = int(t.identity[index[0]])
+    words = [world.COLOUR_NAMES[t.ids["colour"][k]], world.COLOUR_NAMES[t.ids["second"][k]], world.PATTERNS[t.ids["pattern"][k]]]
+    assert texts[0].startswith(f"a photo of a {words[0]} and {words[1]} {words[2]} bear") and name == "bear"
+    worn = int(t.ids["accessory"][k])
+    assert not worn or f"{world.COLOUR_NAMES[t.ids['accent'][k]]} {world.ACCESSORIES[worn]}" in texts[0]
+    plain = _ablation.sentences(_ablation.ROWS["none"], t, 2, index)[1]
+    assert plain[0] == f"a photo of a bear {world.SCENES[t.scene[index[0]]]}, {world.PLACES[t.place[index[0]]]}"
+    with torch.inference_mode():
+        described, plainly = (studio._batch(_ablation.ROWS[row], t, 2, index, None)[0] for row in ("described", "none"))
+    assert (described - plainly).abs().mean() > 1e-3
+
+
 def test_an_adapter_is_measured_where_it_was_trained_only(studio, weights, adapters, tmp_path):
     """On another base or with another encoder of the same size it would give numbers that mean nothing."""
     def copied(part: str) -> _ablation.Studio:

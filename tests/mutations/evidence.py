@@ -98,6 +98,8 @@ MUTATIONS = [
     # -- pictures
     Mutation("a batch has the first picture's prompt", "tests/bench/_ablation.py", "torch.cat([rows[text] for text in texts])",
              "torch.cat([rows[texts[0]] for text in texts])", BATCH),
+    Mutation("no sentence tells the look", "tests/bench/_ablation.py", 'if row.described else ("", "")', 'if False else ("", "")',
+             (f"{HOST}a_described_row_has_its_whole_look_in_words",)),
     Mutation("a batch shares one reference", "tests/bench/_ablation.py", '"one per latent", 0.1, "error").subject',
              '"average", 0.1, "error").subject', BATCH),
     Mutation("a shuffled reference is one's own", "tests/bench/_ablation.py", "if row.shuffled else t.identity[index]",
