@@ -86,7 +86,7 @@ class GuidanceMask(io.ComfyNode):
                 io.Combo.Input(
                     "mask_use", options=list(MASK_USES), optional=True, default=MASK_USES[0],
                     tooltip="multiply: only where both masks are. replace: your mask alone; the model is not asked, and scope, "
-                            "strategy, keep and values do nothing. It counts with a mask only.",
+                            "strategy, keep, values, refresh_until_step and layers do nothing. It counts with a mask only.",
                 ),
                 io.Combo.Input(
                     "overlap", options=list(OVERLAPS), optional=True, default=OVERLAPS[0], advanced=True,
@@ -116,7 +116,8 @@ class GuidanceMask(io.ComfyNode):
         guidance = make_guidance(word, scope, strategy, keep, values == VALUES[1], refresh_until_step, mask,
                                  mask_use == MASK_USES[1], overlap == OVERLAPS[1], end_early, layers)
         if guidance.replace:
-            text = f"\"{word.text}\": your mask alone; the model is not asked, and scope, strategy, keep and values do not act"
+            text = (f"\"{word.text}\": your mask alone; the model is not asked, and scope, strategy, keep, values, "
+                    "refresh_until_step and layers do not act")
         else:
             kept = f"the strongest {100 * scope:g} %" if keep == KEEPS[0] else f"all above {1 - scope:g}"
             text = (f"\"{word.text}\": {kept}, {strategy}, {values}; a fresh mask at the first {refresh_until_step} steps"

@@ -148,7 +148,7 @@ class Placement(io.ComfyNode):
                 _types.Placement.Output(display_name="placement", tooltip="Goes to View Conditioner."),
                 _types.Boxes.Output(display_name="bounding_box",
                                     tooltip="Box of the first picture's whole reference in pixels of the frame, cut off where "
-                                            "it leaves it: for core's Image Crop."),
+                                            "it leaves it: for crop_region of core's Crop Image."),
                 io.Image.Output(display_name="preview",
                                 tooltip="Orange: the whole reference. Blue: the square in whose middle the object will be; a "
                                         "long or a small object does not fill it."),

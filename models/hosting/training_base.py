@@ -226,7 +226,9 @@ def load_checkpoint_base(checkpoint: Path, encoders: list[Path], exact_gelu: boo
         raise LikenessError(f"The file {Path(checkpoint).name} is no checkpoint that ComfyUI knows; choose an SD1.5 or SDXL "
                             "file.")
     model, clip, vae = loaded[:3]
-    return CheckpointBase(model, clip, vae, Encoders(tuple(load_encoder(path, exact_gelu=exact_gelu) for path in encoders)))
+    base = CheckpointBase(model, clip, vae, Encoders(tuple(load_encoder(path, exact_gelu=exact_gelu) for path in encoders)))
+    log.info("Training computes on %s.", base.device)
+    return base
 
 
 def preset_for(base: CheckpointBase) -> CustAnyConfig:

@@ -108,8 +108,8 @@ def queue(page: Browser, steps: int = 2) -> None:
 
 
 def shown(page: Browser, kind: str) -> int:
-    """How many colours stand on the screen where the first node of this type is."""
-    x, y, width, height = page.run("""const n = app.graph.nodes.find(n => n.type === args[0]), d = app.canvas.ds;
+    """How many colours stand on the screen where the first node of this type is that is not muted."""
+    x, y, width, height = page.run("""const n = app.graph.nodes.find(n => n.type === args[0] && !n.mode), d = app.canvas.ds;
         const r = app.canvas.canvas.getBoundingClientRect();
         return [(n.pos[0] + d.offset[0]) * d.scale + r.x, (n.pos[1] + d.offset[1]) * d.scale + r.y,
                 n.size[0] * d.scale, n.size[1] * d.scale]""", kind)
@@ -119,8 +119,8 @@ def shown(page: Browser, kind: str) -> int:
 
 
 def pictures(page: Browser) -> list[int]:
-    """Widths of the pictures on Save Image, in either mode, once all of them are there."""
-    return page.until("""(() => { const n = app.graph.nodes.find(n => n.type === 'SaveImage');
+    """Widths of the pictures on the first Save Image that is not muted, on the canvas or as Vue node, once all are there."""
+    return page.until("""(() => { const n = app.graph.nodes.find(n => n.type === 'SaveImage' && !n.mode);
         const all = [...(n.imgs || []), ...document.querySelectorAll(`[data-node-id="${n.id}"] img`)];
         return all.length && all.every(i => i.complete && i.naturalWidth && i.src.includes('type=output'))
             && all.map(i => i.naturalWidth) })()""", "the picture on Save Image")

@@ -185,7 +185,8 @@ def setup_own(places: Places, install: bool) -> None:
         pip(places.python, missing, "the missing packages", keep=freeze(places.python))
     elif missing:
         say(f"Nothing was installed into {places.python}. Missing there:\n  " + "\n  ".join(missing)
-            + "\nThe same command with --install adds these and changes no other package.")
+            + "\n`python dev.py setup --python PYTHON --comfyui FOLDER --install` adds these and changes no other package; "
+            "then give your command again.")
         basic = (ROOT / "requirements-noface.txt").read_text("utf-8").split()
         need = [m for m in missing if m in basic or m.startswith("comfy-cli")]
         if need:

@@ -12,21 +12,64 @@ into ComfyUI's folder *input* and press **R**."""
 
 MUTED = """Draw a frame round the muted nodes with **Ctrl** and the mouse, press **Ctrl+M**"""
 
-OWN_PICTURE = f"""## Your own picture
+def own_picture(*more: str) -> str:
+    """How one's own picture gets its mask; more: further points of the list."""
+    further = "\n".join(("", *more))
+    return f"""## Your own picture
 - A picture with a **transparent background**: choose it in **Load Image**, ready.
 - **Any other picture**: {MUTED}, and drag the mask of *Remove Background* to the **mask** input in place of *White on the
   subject*. Its model file birefnet.safetensors belongs into *models/background_removal*.
-- Or paint over the subject in the **mask editor** (right click on the picture) and bypass *White on the subject* (**Ctrl+B**).
+- Or paint over the subject in the **mask editor** (right click on the picture) and bypass *White on the subject*
+  (**Ctrl+B**).{further}
 
 {PICTURES}"""
 
-OWN_MODEL = """## SD1.5 or SDXL in place of the miniature
+
+OWN_PICTURE = own_picture()
+
+TWO_OWN_PICTURES = own_picture("""- The **second picture** in the same way: copy *Load Background Removal Model* and *Remove
+  Background*, connect the copy to the second *Load Image*, and its mask in place of *White on the second*. Without a mask all of
+  a picture counts as the subject.""")
+
+SIZE = "512 x 512 for SD1.5, 1024 x 1024 for SDXL."
+
+
+def own_model(second: str) -> str:
+    """How a checkpoint takes the place of the miniature of CustAny; second: size and sampler."""
+    return f"""## SD1.5 or SDXL in place of the miniature
 1. **Load Checkpoint** gives model, clip and vae; **Load Subject Adapter** gives adapter and encoders. Connect them where *Load
    Miniature World* is connected now, and delete that one.
-2. Size: 512 x 512 for SD1.5, 1024 x 1024 for SDXL. Sampler: what your checkpoint likes, such as 25 steps and cfg 6.
+2. {second}
 3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**).
 
-The adapter must have been trained for that base model; its text output says for which one."""
+The adapter must have been trained for that base model. **No CustAny adapter for SD1.5 or SDXL is public**: train one (README,
+*Train your own adapter*) and put it with its vision encoders into *models/likeness*. Core's *Preview as Text* on the **text**
+output of *Load Subject Adapter* shows for which base one is."""
+
+
+_BELOW = "steps and cfg of the block: see below."
+
+OWN_MODEL = own_model(f"Size: {SIZE} Sampler: what your checkpoint likes, such as 25 steps and cfg 6.")
+
+OWN_MODEL_SCENE = own_model(
+    f"Size: {SIZE} *KSampler* of the scene: what your checkpoint likes, such as 25 steps and cfg 6; {_BELOW}")
+
+OWN_MODEL_BLOCK = own_model(f"Size: {SIZE} It stands in the node whose title begins with *Size*; {_BELOW}")
+
+OWN_CHECKPOINT = f"""## SD1.5, SDXL or any other model in place of the miniature
+1. **Load Checkpoint** gives model, clip and vae. Connect them where *Load Miniature World* is connected now, and delete that one.
+   No adapter and no encoders are needed.
+2. Size: {SIZE} It stands in *Size: picture*; {_BELOW}
+3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**) where there is one."""
+
+OWN_REALCUSTOM = """## SDXL in place of the miniature
+1. **Load Checkpoint** gives model, clip and vae; **Load Subject Adapter** gives adapter and encoders. Connect them where *Load
+   Miniature World* is connected now, and delete that one. Into *models/likeness* belong *RealCustom_highres.pth*
+   (bytedance-research/RealCustom on Hugging Face), SigLIP SO400M 384 and DINOv2 large with registers.
+2. *Size and number*: 1024 x 1024. Every *KSampler*: 25 steps, cfg 3.5.
+3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**).
+
+A CustAny adapter that you trained yourself (README, *Train your own adapter*) works under these masks too, on SD1.5 or SDXL."""
 
 INVERTED = """With a large model set **steps** and **cfg** in the block: 20 to 50 steps, cfg 1 to 4, since a high cfg holds on to
 the old picture. Set the dials anew, they count steps. Bypass *Enlarge the tiny strip* where there is one, and give the grid of
@@ -99,7 +142,7 @@ and one for the right half say where each subject may act and where each sentenc
 - **Left half, white**: make it wider or narrower, or connect masks that you have painted.
 - Another seed, or a look at one of them alone: set both strengths of the other one's injector to 0.
 - A third subject: one more picture, ID Extractor, sentence, injector and mask behind the last one.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL),
+        TWO_OWN_PICTURES, MINIATURE, OWN_MODEL),
     "3 Try on a garment": note(f"""# Try on a garment
 **A picture of somebody with a scarf in, somebody else with that very scarf out.** The mask is white on the scarf alone, so the
 ID Extractor sees nothing else, and the word is **scarf**. Who wears it is up to your prompt.
@@ -148,8 +191,7 @@ is no identity in it yet: this is the ground that the next workflows stand on.
 *Enter subgraph*, a button on the block, shows what is in it.
 
 ## Your own picture
-Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_MODEL, INVERTED,
-        "This workflow needs no adapter and no encoders: the checkpoint alone is enough."),
+Choose it in **Load Image**, and describe it in *What the picture shows*.""", PICTURES, MINIATURE, OWN_CHECKPOINT, INVERTED),
     "7 Change the subject, keep the scene": note("""# Change the subject, keep the scene
 **A scene from words alone, then another subject inside it.** The model makes a scene picture. The block *Keep the Scene* records
 how that picture turns into noise, and replays it with the subject of your reference picture inside. Its dial
@@ -161,8 +203,8 @@ gives the old picture back unchanged. Three settings stand side by side.
 - **The scene in words**: another scene; change the two other prompts along with it.
 - **backward_strength** on the blocks: how strongly the scene holds on to itself. 1 keeps most.
 - A **mask** on the block: outside of it the old picture stays exactly.
-- A picture of your own as the scene: connect Load Image (and Image Scale to the size) to **image** of the blocks.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
+- A picture of your own as the scene: connect Load Image (and *Upscale Image* to the size) to **image** of the blocks.""",
+        OWN_PICTURE, MINIATURE, OWN_MODEL_SCENE, INVERTED),
     "8 Identity fusion": note("""# Identity fusion
 **The way from one identity to another, as a row of pictures.** Two injectors bring both subjects into one model. In the block
 *From One Identity to Another* Identity Fusion with **path** on gives the first picture the first identity alone and the last one
@@ -174,7 +216,7 @@ the second alone; the others lie between. All share one recording of one scene.
 - **manipulation_start** of the block: more keeps more of the scene picture.
 
 The strip of the recording shows the picture coming out of its noise.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
+        TWO_OWN_PICTURES, MINIATURE, OWN_MODEL_SCENE, INVERTED),
     "9 Identity on a drawing": note("""# Identity on a drawing
 **A drawing in, the same drawing with another subject's look.** Nothing describes the style: it is in the recording of the
 drawing, and the backward flow brings it along.
@@ -186,7 +228,7 @@ drawing, and the backward flow brings it along.
 
 The miniature has never learned to draw in styles, so the drawing is foreign to it: lines and paper stay, and only some of the
 new colours come in, on the belly and the ears. A large model knows many styles.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED),
+        OWN_PICTURE, MINIATURE, OWN_MODEL_BLOCK, INVERTED),
     "10 Turntable": note("""# Turntable
 **One picture of an object in, the object from eight sides out**, at the place you ask for, in front of the background that your
 words name. *View Conditioner* tells the model all three; *KSampler* paints the eight views in one batch, from one noise.
@@ -221,9 +263,10 @@ how that picture turns into noise, and replays it with the whole subject at work
 
 The miniature's face pack finds, knows and swaps heads of creatures: their two colours and their pattern. For people take the
 workflows with PhotoMaker and InstantID, which need files of your own.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, INVERTED, """With a large model choose **buffalo_l** in *Load Face Models* and
-**inswapper_128** in *Load Face Swapper*, and *auto* as the detection size. Use a swap of people only with their consent. There is
-no content filter: a node that checks pictures fits before **image** of Face Swap, or behind it."""),
+        OWN_PICTURE, MINIATURE, OWN_MODEL_SCENE, INVERTED, """With a large model choose **buffalo_l** in *Load Face Models*,
+**inswapper_128** in *Load Face Swapper*, *auto* as the detection size, and in *Face Swap* **boost** 2 and **mask_kind** *hull*.
+Use a swap of people only with their consent. There is no content filter: a node that checks pictures fits before **image** of
+Face Swap, or behind it."""),
     "13 A mask you can see": note("""# A mask you can see
 **The subject of your picture acts only where the model itself is drawing its word.** The block asks the model at each of the
 first steps where the word **cat** is, and lets the cat of your picture in there and nowhere else. Each row of the result shows
@@ -237,7 +280,7 @@ one seed: the text alone, the last mask, and the subject under that mask. Scene,
   picture, so *Size and number* may be what you like.
 - **local_strength**: how strongly the subject acts inside the mask.
 - The mask and the pictures go on to any node: masks from *Preview Guidance*, the rest from the block.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED),
+        OWN_PICTURE, MINIATURE, OWN_REALCUSTOM, GUIDED),
     "14 Two words, two subjects": note("""# Two words, two subjects
 **Two pictures in, both subjects in one new picture, and nobody paints a mask.** Each subject has its word and its own live mask.
 The masks keep the two apart: the cat's look goes to the cat, the bunny's look to the bunny. A row of the result is one seed:
@@ -250,7 +293,7 @@ both subjects, the mask of the first, the mask of the second, and the text alone
 - The miniature draws two creatures only when each has a sentence for its half, so the halves are part of this workflow. A large
   model takes *a cat and a bunny in the snow* in one sentence: give both *Subject Prompts* that same text, connect the first one's
   **conditioning** where *Both* is connected now, and delete the halves. The words **left** and **right** go with them.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED_TOO),
+        TWO_OWN_PICTURES, MINIATURE, OWN_REALCUSTOM, GUIDED_TOO),
     "15 Many words of one picture (One2Many)": note("""# Many words of one picture
 **One picture, looked at once, and several words that take from it.** Row by row, from left to right: only the word **cat** gets
 the look of the picture; only the word **duck** does; both do; the text alone. One *ID Extractor* serves all; each word has its
@@ -261,7 +304,7 @@ own live mask, and what no word names stays as the text makes it.
 - A picture that holds several things: the word decides what is taken, such as *cat* and *scarf* of a cat with a scarf.
 - The miniature draws two creatures only when each has a sentence for its half. A large model takes one sentence without **left**
   and **right**, and no halves: the note of workflow 14 says how.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED_TOO),
+        OWN_PICTURE, MINIATURE, OWN_REALCUSTOM, GUIDED_TOO),
     "16 Predict the mask, edit it, use it": note(f"""# Predict the mask, edit it, use it
 **Where will the cat be? Look before you sample, change the mask, and use it.** *Predict Guidance Mask* takes the first steps with
 the text alone and shows what the model has in mind, with the mask in colour. Here all below the neck is taken away, so that only
@@ -278,8 +321,9 @@ the head gets the look of the picture. A row of the result: the text alone, the 
   one MASK serves all pictures.
 - **mask_use** at *multiply*: the word's live mask, and yours limits it.
 - The seed feeds both, the prediction and the samplers; change it in one place.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, """Set *Predict Guidance Mask* as the note of workflow 13 says of the *Guidance Mask
-Generator*, with your **steps** and **scheduler**, and leave **left**, **center** and **right** out of your sentence."""),
+        OWN_PICTURE, MINIATURE, OWN_REALCUSTOM, """Set *Predict Guidance Mask* as the note of workflow 13 says of the *Guidance
+Mask Generator*, with your **steps**, **scheduler** and **cfg** (an advanced widget: the same as in the samplers); its width and
+height do nothing here, *Size and number* counts. Leave **left**, **center** and **right** out of your sentence."""),
     "17 Round after round": note("""# Round after round
 **The picture of one round is the reference of the next.** Round 1 draws your bunny in the snow. Its own mask cuts the bunny
 out of that picture, and round 2 begins with the cut-out, round 3 with that of round 2: what a round invents, the next one knows.
@@ -294,5 +338,5 @@ the wide word stands in the last round only, whose mask cuts nothing out.
   hat that round 1 invents is part of the subject of round 2. The words must stand in the sentence as they are.
 - A fourth round: copy the last groups, with its picture and mask as you see it between round 1 and round 2.
 - Several pictures: each is cut out with its own mask, and all of them together are the next reference.""",
-        OWN_PICTURE, MINIATURE, OWN_MODEL, GUIDED_TOO),
+        OWN_PICTURE, MINIATURE, OWN_REALCUSTOM, GUIDED_TOO),
 }

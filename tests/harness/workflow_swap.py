@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .canvas import Board, Group, Link
 from .workflow_inversion import keep_the_scene, prompts, scene_by_text
-from .workflow_parts import BLUE, ENLARGE, GREEN, GREY, PURPLE, SIDE, core_cut_out, extract, start
+from .workflow_parts import BLUE, ENLARGE, GREEN, GREY, PURPLE, core_cut_out, extract, start
 
 PACK = "miniature (ships with the pack)"
 SWAPPER = f"{PACK}/head_swapper.onnx"
@@ -39,8 +39,9 @@ def swap_a_face(board: Board) -> None:
     report = board.group("8  The recording", (3, 1), GREY)
     judged = report.add("Likeness_InversionReport", {"inversion": block["inversion"], "vae": world["vae"], "pictures": 3},
                         room=230)
-    half = report.add("ImageCrop", {"image": judged["strip"], "width": SIDE, "height": SIDE, "x": SIDE, "y": 0},
-                      title="Half way to noise")["IMAGE"]
+    size = report.add("GetImageSize", {"image": swapped["image"]})
+    half = report.add("ImageCrop", {"image": judged["strip"], "width": size["width"], "height": size["height"],
+                                    "x": size["width"], "y": 0}, title="Half way to noise")["IMAGE"]
     show(board, 4, (scene, swapped["image"], half, block["image"]))
 
 

@@ -555,7 +555,7 @@ def test_the_generator_says_what_will_be_done(nodes):
     assert how.strategy == ("min_max_norm", "threshold", "binary") and how.share and how.early and not how.replace
     assert "all above 0.7" in text and "times your mask" in text
     how, text = execute(word, 0.3, "max_norm", KEEPS[0], "soft", 3, half(), "replace").args
-    assert how.replace and "the model is not asked, and scope, strategy, keep and values do not act" in text
+    assert how.replace and "the model is not asked, and scope, strategy, keep, values, refresh_until_step" in text
     how, text = execute(word, 0.3, "max_norm", KEEPS[0], "soft", 3, None, "replace").args
     assert not how.replace and "no mask is connected" in text
     names = {execute(word, scope, norm, KEEPS[0], "soft", 3).args[0].name for scope in (0.2, 0.3) for norm in
