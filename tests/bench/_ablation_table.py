@@ -1,6 +1,7 @@
 """Numbers, intervals, verdicts, tables and picture grids of the ablation."""
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ NAMES = {
     "global": "global level, trained alone", "local": "local level, trained alone", "both": "both levels, both encoders",
     "global_of_both": "both trained, local switched off", "local_of_both": "both trained, global switched off",
     "shuffled": "reference of another subject", "dino": "DINO only", "mae": "MAE only", "clip": "CLIP only",
-    "coupled": "pairs of one pose, no decoupling", "decoupled": "pairs of one pose, decoupling",
+    "coupled": "nine tenths of the pairs of one pose, no decoupling", "decoupled": "the same, decoupling",
     "ceiling": "judge on true renders", "coded": "judge on true renders through the first stage",
 }
+NAMES_OF = {"decoupling": NAMES | {"both": "pairs of any pose, no decoupling"}}  # by table, where it is not `NAMES`
 TABLES = {"levels": ("none", "described", "global", "local", "both", "global_of_both", "local_of_both", "shuffled"),
           "encoders": ("dino", "mae", "clip", "both"),
           "decoupling": ("both", "coupled", "decoupled")}
@@ -126,7 +128,7 @@ def markdown(numbers: dict[str, Any]) -> str:
                           for m in MEASURES]
                 more = [f"{numbers[f'{m}_{row}']:.2f}" if f"{m}_{row}" in numbers else ""
                         for m in ("time_over_plain", "memory_mib")]
-                out.append(f"| {' | '.join([NAMES[row], *cells, *more])} |")
+                out.append(f"| {' | '.join([NAMES_OF.get(title, NAMES)[row], *cells, *more])} |")
         chances = " | ".join(f"{numbers[name]:.3f}" for name in ("chance", "chance_hard", "chance_near"))
         out += [f"| chance | | {chances} | 0.20 | 0.33 | {'' if numbers['world'] == 'easy' else '0.50'} | | |", ""]
     lines = [f"Missing: {numbers['missing']}. Goals ask for means. A verdict asks whether the rows' own intervals lie apart. "
@@ -148,7 +150,8 @@ def labelled(strips: list[tuple[str, Tensor]], path: Path) -> None:
         sheet = Image.new("RGB", (picture.width + 230, picture.height), "white")
         sheet.paste(picture, (230, 0))
         for number, (name, _) in enumerate(strips):
-            ImageDraw.Draw(sheet).text((6, number * 132 + 58), name, fill="black", font_size=14)
+            words = textwrap.fill(name, 30)
+            ImageDraw.Draw(sheet).multiline_text((6, number * 132 + 50), words, fill="black", font_size=14)
         sheet.save(path)
 
 
@@ -176,10 +179,10 @@ def grids(studio: Studio, rows: dict[str, dict[int, dict[str, Any]]], seed: int)
         if len(rows.keys() & set(names)) < 2:
             continue
         turns = (0, 1) if title == "decoupling" else (0,)
-        strips = []
+        called, strips = NAMES_OF.get(title, NAMES), []
         for turn in turns:
             strips.append(("reference", reference(turn)))
-            strips += [(NAMES[name], read_strip(studio.strip(name, seed))[turn]) for name in names if name in rows
+            strips += [(called[name], read_strip(studio.strip(name, seed))[turn]) for name in names if name in rows
                        and studio.has(name, seed)]
         labelled(strips, studio.folder / f"ablation_{title}.png")
 
