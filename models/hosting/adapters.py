@@ -24,6 +24,7 @@ from ..vision.load import looks_like
 from . import realcustom
 from .encoders import Encoders, encode, load_encoder, read_weights
 from .memory import compute_dtype, patcher_of, ready
+from .stores import projected
 
 PAIRINGS = ("concat", "average", "one per latent")
 
@@ -186,18 +187,12 @@ def picture_hash(*tensors: Tensor | None) -> str:
     return digest.hexdigest()
 
 
-def project(subject: Subject, layers: list[str]) -> tuple[tuple[str, Tensor, Tensor], ...]:
-    """K and V of every layer, made once for a whole run: (key, (n, l, channels), (n, l, channels))."""
+def project(subject: Subject, layers: list[str]) -> Any:
+    """Patcher with the keys and values of every layer, made once for a whole run."""
     adapter: Adapter = subject.adapter
     local = subject.get("local")
-    ready([adapter.patcher], local.shape[0] * local.shape[1] * adapter.config.width * 16)
-    parameter = next(adapter.patcher.model.parameters())
-    local = local.to(adapter.patcher.load_device, parameter.dtype)
-    out = []
-    for key in layers:
-        k, v = adapter.patcher.model.keys_values(key, local)
-        out.append((key, k.cpu(), v.cpu()))
-    return tuple(out)
+    memory = local.shape[0] * local.shape[1] * adapter.config.width * 16
+    return projected(adapter.patcher, local, {key: key for key in layers}, memory)
 
 
 def word_delta(subject: Subject, word: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from .blocks import attention_blocks
 from .guidance_runs import RUNS, WordRun
 from .injector import Timing
 from .masks_of_run import Area, Made, composed, finished, fitted, shared
-from .row_masks import GUIDANCE_KEY, check_batch, checked_mask
-from .stamps import KEY, CondStamp, stamp_of
+from .row_masks import GUIDANCE_KEY, check_batch, checked_mask, frames_of
+from .stamps import KEY, CondStamp, Level, stamp_of
 from .word_maps import ALL, CAPTURE, Capture, Sought, Target, add_capture, mark
 
 LIST = "likeness_guides"  # among the MODEL's patches, where the host runs only lists that it knows
@@ -42,6 +42,7 @@ def make_guidance(word: Word, scope: float, norm: str, keep: str, binary: bool, 
     if mask is not None:
         mask = checked_mask(mask)
     strategy = (norm, *(("threshold",) if keep == KEEPS[1] else ()), *(("binary",) if binary else ()))
+    word = word._replace(clip=None, tokens=None)  # a MODEL holds its guidance, and must not hold the text encoder with it
     fields = (scope, strategy, refresh, replace and mask is not None, share, early, layers)
     label = repr((word.prompt_hash, word.text, word.columns, picture_hash(mask), fields))
     return Guidance(hashlib.sha256(label.encode()).hexdigest()[:16], word, scope, strategy, refresh, mask, *fields[3:])
@@ -131,13 +132,13 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     run, guides = options.get(RUN), options.get("patches", {}).get(LIST, [])
     if run is None or CAPTURE in options:
         return executor(model, conds, x_in, timestep, model_options)
-    sigma, schedule = float(timestep.max()), options.get("sample_sigmas")
+    sigma, schedule, level = float(timestep.max()), options.get("sample_sigmas"), Level(model.model_sampling)
     stamps = [stamp for entries in conds for entry in entries or () if (stamp := stamp_of(entry)) is not None]
     ids = {number for stamp in stamps for number in stamp.cond[0].tolist() if number}
-    acting = [guide for guide in guides if ids & set(guide.numbers) and guide.timing.factor(sigma, schedule)]
+    acting = [guide for guide in guides if ids & set(guide.numbers) and guide.timing.factor(sigma, schedule, level)]
     if not acting:
         return executor(model, conds, x_in, timestep, model_options)
-    state = run.states.setdefault(_window(options), State())
+    state = run.states.setdefault(frames_of(options), State())
     names = {guide.guidance.name for guide in acting}
     resting = run.held() - run.held(sigma)
     # At the noise of its step a call without the subject's own prompt (SAG's second look at the negative) takes the step's masks.
@@ -150,19 +151,14 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
 
-def _window(options: dict[str, Any]) -> Any:
-    """Which part of a video a call sees; None for pictures."""
-    window = options.get("context_window")
-    return tuple(getattr(window, "index_list", ())) if window is not None else None
-
-
 def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run, state: State,
            guides: list[Guide]) -> None:
     """New masks for all words that are due at this step, in one pass; the others keep theirs, but share with those that act."""
     options = model_options["transformer_options"]
     sigma, schedule = float(timestep.max()), options.get("sample_sigmas")
     step, at_level = step_of(sigma, schedule)
-    active = {g.guidance.name: g.guidance for g in guides if g.timing.factor(sigma, schedule)}
+    level, frames = Level(model.model_sampling), frames_of(options)
+    active = {g.guidance.name: g.guidance for g in guides if g.timing.factor(sigma, schedule, level)}
     due = {name: one for name, one in active.items() if step < one.refresh or name not in state.alone}
     state.x, state.sigma = x.clone(), sigma
     if not due and state.active == active.keys():
@@ -172,17 +168,18 @@ def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options
     latent = (x.shape[-2], x.shape[-1])
     for name, one in due.items():
         check_batch(one.mask, 0, x.shape[0], options, "Guidance Mask Generator")
-        if one.replace and one.mask is not None:
-            state.alone[name] = fitted(one.mask, latent).to(x.device)
+        own = one.mask if one.mask is None or not frames else one.mask[[frame % one.mask.shape[0] for frame in frames]]
+        if one.replace and own is not None:
+            state.alone[name] = fitted(own, latent).to(x.device)
         elif name in made:
-            state.alone[name] = composed(made[name], latent, one.mask)
+            state.alone[name] = composed(made[name], latent, own)
     # a word whose injector rests takes no part of a place from those that act
     masks = shared({name: mask for name, mask in state.alone.items() if name in active},
                    {name for name, one in active.items() if one.share})
     changed = [one for name, one in active.items()
                if name in due or name in masks and not torch.equal(masks[name], state.masks.get(name, masks[name].new_empty(0)))]
     state.masks, state.active = masks, set(active)
-    run.note(changed, masks, step, at_level, _window(options) or ())
+    run.note(changed, masks, step, at_level, frames or ())
 
 
 def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .injector import Timing
 from .realcustom import Projected
-from .row_masks import check_batch, row_masks
+from .row_masks import check_batch, frame_of, row_masks
 from .slots import Slot, laid_round, text_attention
 from .stamps import KEY, RowStamps, check_rows
 
@@ -51,12 +51,6 @@ class ImageInjection:
         """Patchers that the host loads together with the diffusion model."""
         return [store for store in (self.plan.subject, self.plan.nothing) if not isinstance(store, Projected)]
 
-    def to(self, target: Any) -> ImageInjection:
-        """A copy with its mask on a device; the host also calls this with a dtype, and looks after the stores itself."""
-        if not isinstance(target, torch.device) or self.plan.mask is None:
-            return self
-        return ImageInjection(self.plan._replace(mask=self.plan.mask.to(target)))
-
     def add(self, out: Tensor, q: Tensor, key: str, extra_options: dict[str, Any]) -> Tensor:
         """Text attention `out` and its queries q, both (b, t, c) -> out with the subject in the rows that carry it."""
         stamps: RowStamps | None = extra_options.get(KEY)
@@ -68,7 +62,7 @@ class ImageInjection:
         if not any(any(counts) for _, counts in groups):
             return out
         check_rows(stamps, q.shape[0])
-        weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"))
+        weight *= self.plan.timing.factor(stamps.sigma, extra_options.get("sample_sigmas"), stamps.level)
         if weight == 0.0:
             return out
         for store, counts in groups:
@@ -85,7 +79,7 @@ class ImageInjection:
         if pair.k.shape[0] == 1 and not torch.is_grad_enabled():  # under a gradient (null-text) inference tensors must be copied
             k, v = (t.to(q).expand(len(rows), -1, -1) for t in (pair.k, pair.v))
         else:
-            picked = [(row % batch) % pair.k.shape[0] for row in rows]
+            picked = [frame_of(row, batch, extra_options) % pair.k.shape[0] for row in rows]
             k, v = (t.to(q)[picked] for t in (pair.k, pair.v))
         added = text_attention(None, q[index], k, v, extra_options)  # the host's own, with an artist's override of it
         share = row_masks(self.plan.mask, self.plan.guidance, stamps, rows, batch, q, extra_options)

@@ -14,7 +14,7 @@ from .base_weights import apply_base
 from .blocks import check_fits
 from .guidance import add_guidance
 from .image_attention import ImagePlan, add_image_injection
-from .injector import LocalInjection, Plan, timing_of
+from .injector import LocalInjection, Plan, Timing
 from .prompt import HASH_KEY, TEXT_KEY, shift_of
 from .realcustom import black_store, subject_store
 from .row_masks import checked_mask
@@ -79,7 +79,7 @@ def inject(model: Any, positive: Conditioning, negative: Conditioning, subject: 
         model = model.clone()
         add_reader(model)
         number = _number(subject, word, strengths, factors, mask, guidance, curve)
-        timing = timing_of(model, strengths.start, strengths.end, curve)
+        timing = Timing(strengths.start, strengths.end, curve)
         name = None if guidance is None else guidance.name
         if adapter.method == "realcustom":
             black = number ^ 1
@@ -176,7 +176,7 @@ def _number(subject: Subject, word: Word, strengths: Strengths, factors: dict[st
     # the tokens themselves: concat and average of the same pictures share all other hashes
     tokens = picture_hash(*(tensor for _, tensor in subject.tokens))
     label = repr((tokens, subject.adapter_hash, subject.pairing, word.prompt_hash, word.text, word.columns,
-                  sorted(factors.items()), strengths, picture_hash(mask), getattr(curve, "points", None),
+                  sorted(factors.items()), strengths, picture_hash(mask), type(curve).__name__, getattr(curve, "points", None),
                   None if guidance is None else guidance.name))
     return int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big") | 1
 

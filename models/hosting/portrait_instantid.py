@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -14,13 +13,13 @@ from ..portrait import instantid as method
 from .adapters import picture_hash
 from .blocks import attention_blocks, check_fits
 from .image_attention import ImagePlan, add_image_injection
-from .injector import timing_of
-from .memory import patcher_of, ready
+from .injector import Timing
+from .memory import ready
 from .portrait_control import check_control, hint_of, with_control
 from .portrait_faces import embeddings
 from .portrait_files import InstantID
 from .stamps import add_reader, stamped
-from .stores import Pair, Store
+from .stores import projected
 
 AVERAGE, CONCAT, EACH = COMBINE = ("average", "concat", "one per latent")
 ALL, NO_MIDDLE = LAYERS = ("all", "without the middle (older nodes)")
@@ -97,10 +96,11 @@ def apply_instantid(model: Any, positive: Conditioning, negative: Conditioning, 
     model = model.clone()
     add_reader(model)
     if strengths.weight != 0.0:
-        who, nobody = (_store(instantid, rows, numbers) for rows in tokens)
+        # 5 MB a face at SDXL's size: the 340 million weights that make them need not stay on the device
+        who, nobody = (projected(instantid.patcher, rows, numbers, 1 << 26) for rows in tokens)
         factors = tuple((key, strengths.weight) for key in numbers)
         add_image_injection(model, ImagePlan(number, black, who, nobody, "per latent" if combine == EACH else "all", factors,
-                                             timing_of(model, strengths.start, strengths.end), limit))
+                                             Timing(strengths.start, strengths.end), limit))
         lines.append(f"tokens {strengths.weight:g}: {len(numbers)} layers" + (", limited by a mask" if mask is not None else ""))
     else:
         lines.append("tokens 0: off")
@@ -162,18 +162,6 @@ def _tokens(instantid: InstantID, found: Tensor, combine: str) -> Tokens:
         # repeated tokens share their attention evenly: as long as the face's, and nothing else
         face, nothing = face.flatten(0, 1)[None], nothing.repeat(1, len(found), 1)
     return Tokens(face, nothing)
-
-
-def _store(instantid: InstantID, tokens: Tensor, numbers: dict[str, str]) -> Any:
-    """Patcher with the keys and values of tokens (n, l, width), 5 MB a face at SDXL's size: the 340 million weights that
-    made them need not stay on the device."""
-    ready([instantid.patcher], 1 << 26)
-    module = instantid.patcher.model
-    parameter = next(module.parameters())
-    tokens = tokens.to(instantid.patcher.load_device, parameter.dtype)
-    away = comfy.model_management.unet_offload_device()
-    return patcher_of(Store({key: Pair(*(t.to(away) for t in module.keys_values(number, tokens)))
-                             for key, number in numbers.items()}))
 
 
 def _number(tokens: Tokens, numbers: dict[str, str], strengths: Strengths, combine: str, mask: Tensor | None) -> int:

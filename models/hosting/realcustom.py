@@ -1,7 +1,6 @@
 """RealCustom++ inside the host: features as the release takes them, tokens, and keys and values under the memory manager."""
 from __future__ import annotations
 
-import copy
 from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,8 +18,8 @@ from ..realcustom.config import RealCustomConfig
 from ..realcustom.preprocess import Views, beside, quarters_beside, views
 from ..vision.preprocess import normalise
 from .encoders import Encoders, label
-from .memory import patcher_of, ready, stop_if_asked
-from .stores import Pair, Store
+from .memory import ready, stop_if_asked
+from .stores import Pair, projected
 
 CHUNK = 2  # reference pictures at a time; each is five pictures to an encoder
 # What an adapter makes of the black picture hangs on the adapter's own patcher and goes with it: {encoders or tokens: ...}.
@@ -135,24 +134,8 @@ def extract(adapter: Any, encoders: Encoders, pictures: Tensor, combine: str, so
 
 
 def _store(adapter: Any, tokens: Tensor, layers: list[str]) -> Any:
-    """Patcher with the keys and values of tokens (n, l, d), in the type in which the adapter computes."""
-    ready([adapter.patcher], tokens.shape[0] * tokens.shape[1] * adapter.config.width * 16)
-    parameter = next(adapter.patcher.model.parameters())
-    tokens = tokens.to(adapter.patcher.load_device, parameter.dtype)
-    away = comfy.model_management.unet_offload_device()
-    pairs = {key: Pair(*(t.to(away) for t in adapter.patcher.model.keys_values(key, tokens))) for key in layers}
-    return _patcher(Store(pairs))
-
-
-def _patcher(store: Store, disable_dynamic: bool = False) -> Any:
-    patcher = patcher_of(store, disable_dynamic)
-    patcher.cached_patcher_init = (copy_store, (store,))
-    return patcher
-
-
-def copy_store(store: Store, disable_dynamic: bool = False) -> Any:
-    """The host's factory for a patcher with tensors of its own, for another device."""
-    return _patcher(copy.deepcopy(store), disable_dynamic)
+    memory = tokens.shape[0] * tokens.shape[1] * adapter.config.width * 16
+    return projected(adapter.patcher, tokens, {key: key for key in layers}, memory)
 
 
 def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any:

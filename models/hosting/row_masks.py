@@ -35,20 +35,20 @@ def row_masks(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows
 
 def _shares(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: list[int], batch: int, x: Tensor,
             size: tuple[int, int], extra_options: dict[str, Any]) -> Tensor:
-    masks: list[tuple[Tensor, Any]] = []  # with the way each is brought to a row
+    masks: list[tuple[Tensor, list[int], Any]] = []  # with the one of each row and the way it is brought there
     if guidance is not None:
         live = extra_options.get(GUIDANCE_KEY, {}).get(guidance)
         if live is None:
             raise LikenessError("The injector waits for the mask of its GUIDANCE, and the sampler made none: it asks the model "
                                 "in a way of its own, or none of its prompts holds the word; use another sampler or guider, or "
                                 "a MASK in place of the guidance.")
-        masks.append((live.reshape(-1, *live.shape[-2:]), live_area_of))
+        masks.append((live.reshape(-1, *live.shape[-2:]), [row % batch for row in rows], live_area_of))
     if mask is not None:
-        masks.append((mask, area_of))
+        masks.append((mask, [frame_of(row, batch, extra_options) for row in rows], area_of))
     out = []
-    for row in rows:
-        shares = [bring(one[(row % batch) % one.shape[0]].to(x.device, torch.float32), stamps.areas[row], stamps.latent, size)
-                  for one, bring in masks]
+    for place, row in enumerate(rows):
+        shares = [bring(one[own[place] % one.shape[0]].to(x.device, torch.float32), stamps.areas[row], stamps.latent, size)
+                  for one, own, bring in masks]
         out.append(torch.stack(shares).prod(0).reshape(-1, 1))
     return torch.stack(out).to(x.dtype)
 
@@ -67,11 +67,32 @@ def check_batch(mask: Tensor | None, references: int, batch: int, extra_options:
 
     references: how many have a latent of their own. owner: the node that the mask is connected to."""
     if "context_window" in extra_options:  # a window of a video holds a part of the batch
-        return
+        batch = getattr(extra_options["context_window"], "total_frames", 0)
+        if not frames_of(extra_options) or not batch:
+            return
     for count, what in ((0 if mask is None else mask.shape[0], "masks"), (references, "references, one per latent,")):
         if count > batch:
             raise LikenessError(f"The {owner} has {count} {what} and the batch holds {batch} latent"
                                 f"{'s' if batch > 1 else ''}; make the batch {count} large, or give at most {batch}.")
+
+
+def frames_of(extra_options: dict[str, Any]) -> tuple[int, ...] | None:
+    """Which latents of the batch a call sees, in their order, where it sees a window of them; None where it sees all.
+
+    Empty for a window that does not tell, or that cuts another axis than the batch."""
+    window = extra_options.get("context_window")
+    if window is None:
+        return None
+    if getattr(window, "dim", 0) != 0:
+        return ()
+    anchor = getattr(window, "causal_anchor_index", None)  # the latent before the window, which the host puts in front of it
+    return (*((anchor,) if anchor is not None and anchor >= 0 else ()), *getattr(window, "index_list", ()))
+
+
+def frame_of(row: int, batch: int, extra_options: dict[str, Any]) -> int:
+    """Which latent of the whole batch a row of a call with `batch` latents belongs to."""
+    frames = frames_of(extra_options)
+    return frames[row % batch] if frames and len(frames) == batch else row % batch
 
 
 def layer_size(x: Tensor, stamps: RowStamps, extra_options: dict[str, Any]) -> tuple[int, int]:

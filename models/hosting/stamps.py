@@ -23,12 +23,26 @@ Conditioning = list[list[Any]]
 Guides = tuple[tuple[str, tuple[int, ...]], ...]  # name of a guidance, columns of its word in an entry's rows
 
 
+class Level:
+    """Noise at a share of the sampling, by the table of the model that runs; each share is looked up once."""
+
+    def __init__(self, sampling: Any):
+        self._sampling = sampling
+        self._known: dict[float, float] = {}
+
+    def __call__(self, share: float) -> float:
+        if share not in self._known:
+            self._known[share] = float(self._sampling.percent_to_sigma(share))
+        return self._known[share]
+
+
 class RowStamps(NamedTuple):
     """What APPLY_MODEL found: ids and area (height, width, y, x in latent cells, or None) of every row."""
     ids: tuple[tuple[int, ...], ...]   # an id stands twice when it was injected twice
     areas: tuple[tuple[int, int, int, int] | None, ...]
     latent: tuple[int, int]   # height and width of the whole latent
     sigma: float
+    level: Level = Level(None)  # asked only by what does not act through the whole sampling
 
 
 def check_rows(stamps: RowStamps, rows: int) -> None:
@@ -105,7 +119,8 @@ def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transfo
         rows = stamp.tolist()
         size = options.get(SIZE_KEY, tuple(x.shape[-2:]))
         areas = tuple(tuple(row[SLOTS:]) if row[SLOTS] else None for row in rows)
-        options[KEY] = RowStamps(tuple(tuple(i for i in row[:SLOTS] if i) for row in rows), areas, size, float(t.max()))
+        options[KEY] = RowStamps(tuple(tuple(i for i in row[:SLOTS] if i) for row in rows), areas, size, float(t.max()),
+                                 Level(executor.class_obj.model_sampling))
         options[MADE] = {}
     else:
         options.pop(KEY, None)

@@ -1,9 +1,13 @@
 """Keys and values that were made once for all steps, as a network that the host can count and move."""
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import comfy.model_management
 from torch import Tensor, nn
+
+from .memory import patcher_of, ready
 
 
 class Pair(nn.Module):
@@ -25,3 +29,26 @@ class Store(nn.Module):
         """Of the layer "output.3.0"."""
         pair: Any = self.pairs[key.replace(".", "_")]
         return pair
+
+
+def projected(patcher: Any, tokens: Tensor, layers: dict[str, str], memory: int) -> Any:
+    """Patcher with the keys and values of tokens (n, l, d) in every layer, made once for a whole run.
+
+    layers: the base's name of a layer -> the adapter's. memory: bytes that the adapter wants for it."""
+    ready([patcher], memory)
+    parameter = next(patcher.model.parameters())  # the type in which the adapter computes
+    tokens = tokens.to(patcher.load_device, parameter.dtype)
+    away = comfy.model_management.unet_offload_device()
+    return _patcher(Store({key: Pair(*(t.to(away) for t in patcher.model.keys_values(name, tokens)))
+                           for key, name in layers.items()}))
+
+
+def _patcher(store: Store, disable_dynamic: bool = False) -> Any:
+    patcher = patcher_of(store, disable_dynamic)
+    patcher.cached_patcher_init = (copy_store, (store,))
+    return patcher
+
+
+def copy_store(store: Store, disable_dynamic: bool = False) -> Any:
+    """The host's factory for a patcher with tensors of its own, for another device."""
+    return _patcher(copy.deepcopy(store), disable_dynamic)

@@ -198,7 +198,7 @@ def load_subject(path: str | Path, adapter: Adapter, encoders: Encoders | None =
         raise LikenessError(f"The subject {name} is damaged, its tokens are not those of {made}; save it again.")
     subject = Subject(adapter.method, tuple((key, tokens[key].float()) for key in TOKENS[adapter.method]),
                       metadata["pairing"], config.base, config.width, metadata.get("source_hash", ""),
-                      metadata.get("encoder_hash", ""), metadata.get("adapter_hash", ""), adapter)
+                      metadata.get("encoder_hash", ""), adapter.sha256, adapter)  # that which will read them: also for blending
     return subject, "\n".join([f"subject {name}: {made}", f"tokens: {_count(subject)}", *notes])
 
 

@@ -292,7 +292,7 @@ def extra_bytes(adapter: Any, encoders: Any, model: Any, references: int) -> flo
     """Weights of adapter and encoders, and the keys and values that one reference keeps through a sampling."""
     weights = sum(p.patcher.model_size() for p in (adapter, *encoders.items))
     patches = model.model_options["transformer_options"].get("patches", {}).get("middle_patch", [])
-    kept = sum(t.nbytes for patch in patches for _, k, v in patch.plan.keys_values for t in (k, v))
+    kept = sum(patch.plan.store.model_size() for patch in patches)
     return weights + kept / references
 
 

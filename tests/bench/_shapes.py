@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -67,6 +68,7 @@ def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int
     from likeness.models.custany.config import preset
     from likeness.models.hosting.injector import LocalInjection, Plan, Timing
     from likeness.models.hosting.stamps import KEY, RowStamps
+    from likeness.models.hosting.stores import Pair, Store
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -83,12 +85,10 @@ def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int
         if encoders:
             features, kept = reference_tokens(2, config)
             local = adapter.encode(features)[1]
-        kv = tuple((key, *adapter.keys_values(key, local)) for key, _ in config.layers)
+        store = Store({key: Pair(*adapter.keys_values(key, local)) for key, _ in config.layers})
 
-        class Holder:
-            model = adapter
-
-        plan = Plan(1, Holder(), kv, "all", tuple((key, 1.0) for key, _ in config.layers), Timing())
+        plan = Plan(1, SimpleNamespace(model=adapter), SimpleNamespace(model=store), "all",
+                    tuple((key, 1.0) for key, _ in config.layers), Timing())
         size = SIZES[family]
         t = torch.tensor([500.0, 500.0])
         context = torch.randn(2, 77, config.width)

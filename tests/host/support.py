@@ -20,6 +20,7 @@ host_module.enter(cpu=None if os.environ.get("LIKENESS_DEVICE") == "auto" else T
                   base=host_module.private_base())
 
 # Tests take the host's modules from here: on their own they might be imported before its folder is on the path.
+import comfy.context_windows  # noqa: E402, F401
 import comfy.controlnet  # noqa: E402, F401
 import comfy.latent_formats  # noqa: E402, F401
 import comfy.model_base  # noqa: E402, F401
@@ -32,6 +33,7 @@ import comfy.supported_models  # noqa: E402, F401
 import comfy.utils  # noqa: E402, F401
 import comfy_api.latest  # noqa: E402, F401  (before comfy_api.input, which cannot be the first)
 import comfy_extras.nodes_custom_sampler  # noqa: E402, F401
+import comfy_extras.nodes_model_advanced  # noqa: E402, F401
 import comfy_extras.nodes_model_merging  # noqa: E402, F401
 import comfy_extras.nodes_pag  # noqa: E402, F401
 import comfy_extras.nodes_perpneg  # noqa: E402, F401
@@ -55,7 +57,9 @@ from likeness.models.hosting.guidance import KEEPS, make_guidance  # noqa: E402
 from likeness.models.hosting.guidance import LIST as GUIDES  # noqa: E402
 from likeness.models.hosting.inject import Injected, Strengths, inject  # noqa: E402
 from likeness.models.hosting.injector import LocalInjection, Plan, Timing  # noqa: E402
+from likeness.models.hosting.memory import patcher_of  # noqa: E402
 from likeness.models.hosting.prompt import encode_prompt  # noqa: E402
+from likeness.models.hosting.stores import Pair, Store  # noqa: E402
 
 PROMPT = "a photo of a cat on the beach"
 ENCODERS = (("dinov2", 12), ("mae", 8))
@@ -251,7 +255,7 @@ def patch_for(mask: Tensor | None = None, n: int = 1, pairing: str = "all", timi
     of = adapter("sd15")
     tokens = draw(3, n, 9, of.config.width)
     module = of.patcher.model
-    kv = tuple((key, *module.keys_values(key, tokens)) for key, _ in of.config.layers)
-    plan = Plan(5, of.patcher, kv, pairing, tuple((key, strength) for key, _ in of.config.layers), timing or Timing(),
+    store = patcher_of(Store({key: Pair(*module.keys_values(key, tokens)) for key, _ in of.config.layers}))
+    plan = Plan(5, of.patcher, store, pairing, tuple((key, strength) for key, _ in of.config.layers), timing or Timing(),
                 mask, guidance)
     return LocalInjection(plan), tokens

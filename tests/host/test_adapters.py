@@ -10,11 +10,26 @@ import torch
 import torch.nn.functional as F
 
 from harness import mini
-from host.support import adapter_state, base, comfy, config_for, draw, folder, injected, miniature, plain, prompt, sample
+from host.support import (
+    adapter_state,
+    base,
+    comfy,
+    config_for,
+    draw,
+    encode,
+    folder,
+    injected,
+    miniature,
+    new_adapter,
+    plain,
+    prompt,
+    sample,
+    subject,
+)
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.custany.config import to_metadata
-from likeness.models.hosting import adapters, encoders
+from likeness.models.hosting import adapters, encoders, subjects
 from likeness.models.hosting.inject import Strengths, inject
 
 MODULE = "likeness.custany"
@@ -276,9 +291,9 @@ def test_tokens_by_hand(loaded):
     assert torch.allclose(who.get("global"), tokens, atol=1e-5) and torch.allclose(who.get("local"), local, atol=1e-5)
     assert (who.method, who.base, who.width, who.source_hash) == ("custany", "miniature", 128, "name")
     assert who.adapter is adapter and who.adapter_hash == adapter.sha256 and who.encoder_hash == pair.hash
-    (key, k, v), *_ = adapters.project(who, ["output.2.0"])
-    assert key == "output.2.0" and torch.allclose(k, local @ state["layers.output_2_0.to_k.weight"].T, atol=1e-4)
-    assert torch.allclose(v, local @ state["layers.output_2_0.to_v.weight"].T, atol=1e-4)
+    pair = adapters.project(who, ["output.2.0"]).model.get("output.2.0")
+    assert torch.allclose(pair.k, local @ state["layers.output_2_0.to_k.weight"].T, atol=1e-4)
+    assert torch.allclose(pair.v, local @ state["layers.output_2_0.to_v.weight"].T, atol=1e-4)
     word = draw(8, 2, 128)
     for row, delta in zip(word, adapters.word_delta(who, word)[0], strict=True):
         hand = mlp_by_hand(state, "global_mlp", torch.cat([tokens[0, 0], tokens[0, 1], row]))
@@ -346,3 +361,20 @@ def test_picture_hash_tells_pixels_and_shapes_apart():
     names = {adapters.picture_hash(a), adapters.picture_hash(a.reshape(1, 6, 4, 3)), adapters.picture_hash(a + 1),
              adapters.picture_hash(a, a), adapters.picture_hash(None)}
     assert len(names) == 5 and adapters.picture_hash(a) == adapters.picture_hash(a.clone(), None)
+
+
+def test_a_subject_for_another_adapter_is_of_that_one_from_then_on(tmp_path):
+    """Else two injectors in a row with one file under both adapters would be one, and blending would mix their tokens."""
+    first, other = new_adapter(config_for("sd15"), seed=11), new_adapter(config_for("sd15"), seed=99)
+    saved = tmp_path / "subject.safetensors"
+    subjects.save_subject(subject("sd15", of=first), saved)
+    own, _ = subjects.load_subject(saved, first)
+    accepted, report = subjects.load_subject(saved, other, accept_other=True)
+    assert (own.adapter_hash, accepted.adapter_hash) == (first.sha256, other.sha256) and "accepted" in report
+    positive, word = prompt("sd15")
+    done = inject(base("sd15")[0], positive, encode("sd15", "blurry"), own, word, Strengths(0.0, 1.0))
+    both = inject(done.model, done.positive, done.negative, accepted, word, Strengths(0.0, 1.0))
+    assert len(both.model.model_options["transformer_options"]["patches"]["middle_patch"]) == 2
+    with pytest.raises(LikenessError, match="subjects of one adapter"):
+        subjects.blend(accepted, subject("sd15", seed=2, of=first), 0.5, "average")
+    assert subjects.blend(accepted, subject("sd15", seed=2, of=other), 0.5, "average")

@@ -34,6 +34,7 @@ from host.test_guidance import Log, mask_of
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import guidance_runs, predict_mask, stamps
 from likeness.models.hosting.guidance import KEEPS, Run, make_guidance
+from likeness.models.hosting.guidance import LIST as GUIDES
 from likeness.models.hosting.guidance_runs import RUNS
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.masks_of_run import Made, composed, shared
@@ -582,3 +583,10 @@ def test_two_runs_that_end_at_one_latent_keep_both_names():
     assert runs.find(latent, "a") == {"a": one} and runs.find(latent, "b") == runs.find(latent) == {"b": other}
     runs.keep(latent, {"a": other})
     assert runs.find(latent) == runs.find(latent, "a") == {"a": other} and len(runs._runs) == 2
+
+
+def test_a_model_with_guidance_does_not_hold_the_text_encoder():
+    """The host could not free it while the model samples."""
+    done = injected(guidance=guidance())
+    (guide,) = done.model.model_options["transformer_options"]["patches"][GUIDES]
+    assert prompt("sd15")[1].clip is not None and guide.guidance.word.clip is None and guide.guidance.word.tokens is None

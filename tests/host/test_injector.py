@@ -127,7 +127,7 @@ def test_running_the_node_again_changes_nothing():
     assert same(frozen(first.positive), frozen(again.positive)) and first.report == again.report
     plans = [done.model.model_options["transformer_options"]["patches"]["middle_patch"][0].plan for done in (first, again)]
     assert plans[0].number == plans[1].number
-    assert same([(k, v) for _, k, v in plans[0].keys_values], [(k, v) for _, k, v in plans[1].keys_values])
+    assert same(*(list(plan.store.model.parameters()) for plan in plans))
     result = run(first)
     assert torch.equal(run(again), result) and torch.equal(run(first), result)
 
@@ -145,12 +145,13 @@ def test_twice_the_same_injector_in_a_row_acts_twice():
 
 def test_labels_of_other_settings_differ():
     """Two injectors that differ in anything must not answer to each other's stamp."""
-    curve = CurveInput.from_raw([(0.0, 1.0), (1.0, 0.0)])
+    points = [(0.0, 1.0), (0.3, 0.2), (1.0, 0.0)]
+    curve, straight = CurveInput.from_raw(points), CurveInput.from_raw({"points": points, "interpolation": "linear"})
     half = torch.ones(1, 8, 8)
     half[..., 4:] = 0
     settings = [
         {}, {"strengths": Strengths(0.0, 0.9)}, {"strengths": Strengths(0.0, 1.0, 0.1)}, {"seed": 2}, {"mask": half},
-        {"mask": half.flip(-1)}, {"curve": curve}, {"layers": (("output.3.0", 0.5),)},
+        {"mask": half.flip(-1)}, {"curve": curve}, {"curve": straight}, {"layers": (("output.3.0", 0.5),)},
         {"guidance": guidance()}, {"guidance": guidance(scope=0.2)}]
     numbers = set()
     for more in settings:
@@ -203,14 +204,19 @@ def test_rows_in_another_order_or_number_are_told():
         call(patch, draw(1, 4, 4, 128), [(5,), ()], chunks=2)
 
 
-def test_moving_makes_a_copy():
-    patch, _ = patch_for(mask=torch.ones(1, 4, 4))
-    moved = patch.to(torch.device("cpu"))
-    assert moved is not patch and moved.plan.number == patch.plan.number
-    assert patch.to(torch.float16) is patch
-    assert patch.models() == [adapter("sd15").patcher]
-    x = draw(1, 1, 4, 128)
-    assert torch.equal(call(moved, x, [(5,)]), call(patch, x, [(5,)]))
+def test_what_acts_in_a_run_is_what_the_host_moved(monkeypatch):
+    """The guider takes its options before the host loads the model: a patch that answered a move with a copy would act with
+    what it held before. So all tensors of an injection lie under patchers, and the patch itself is never exchanged."""
+    done, acting, real = injected(), [], LocalInjection.__call__
+    (patch,) = done.model.model_options["transformer_options"]["patches"]["middle_patch"]
+    monkeypatch.setattr(LocalInjection, "__call__", lambda self, *args: acting.append(self) or real(self, *args))
+    for _ in range(2):
+        run(done)
+    assert all(one is patch for one in acting) and acting and not hasattr(patch, "to")
+    assert patch.models() == [adapter("sd15").patcher, patch.plan.store]
+    assert patch.plan.store in done.model.model_patches_models()
+    size = sum(t.nbytes for t in patch.plan.store.model.parameters())
+    assert patch.plan.store.model_size() == size > 0
 
 
 def test_the_host_loads_the_adapter_with_the_model():

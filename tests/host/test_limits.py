@@ -16,6 +16,7 @@ from host.support import (
     by_hand,
     call,
     cfg_guider,
+    comfy_extras,
     core,
     draw,
     encode,
@@ -227,9 +228,9 @@ def test_progress_over_a_schedule():
 
 
 def test_timing_is_closed_at_both_ends():
-    timing = Timing(5.0, 2.0)
-    assert [timing.factor(s, None) for s in (5.1, 5.0, 3.0, 2.0, 1.9)] == [0.0, 1.0, 1.0, 1.0, 0.0]
-    assert Timing().factor(1e9, None) == 1.0 and Timing().factor(0.0, None) == 1.0
+    timing, level = Timing(0.2, 0.8), {0.2: 5.0, 0.8: 2.0}.__getitem__
+    assert [timing.factor(s, None, level) for s in (5.1, 5.0, 3.0, 2.0, 1.9)] == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert Timing().factor(1e9, None, level) == 1.0 and Timing().factor(0.0, None, level) == 1.0
 
 
 class Notes:
@@ -250,6 +251,22 @@ def noted(done: Any) -> tuple[Any, Notes]:
     patches = model.model_options["transformer_options"]["patches"]["middle_patch"]
     patches[0] = Notes(patches[0])
     return model, patches[0]
+
+
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (1.0, 0.0)])
+def test_start_and_end_are_of_the_noise_that_the_model_runs_with(levels):
+    """A node of noise levels stands before the injector or behind it: both levels act at the same steps."""
+    other = comfy_extras.nodes_model_advanced.ModelSamplingContinuousEDM()
+    model, (_, word) = base("sd15")[0], prompt("sd15")
+    strengths = Strengths(*levels, 0.3, 0.7)
+
+    def edm(one: Any) -> Any:
+        return other.patch(one, "v_prediction", 120.0, 0.002)[0]
+    before = inject(edm(model), prompt("sd15")[0], encode("sd15", "blurry"), subject("sd15"), word, strengths)
+    after = injected(strengths=strengths)
+    out = sample(before.model, before.positive, before.negative, steps=6)
+    assert torch.equal(sample(edm(after.model), after.positive, after.negative, steps=6), out)
+    assert not torch.equal(sample(edm(model), prompt("sd15")[0], encode("sd15", "blurry"), steps=6), out)
 
 
 def test_start_and_end_limit_both_levels():
@@ -326,6 +343,6 @@ def test_layer_weights():
     one = tuple((key, 0.0) for key in patch_layers if key != "output.6.0")
     done = inject_into(base("sd15")[0], layers=one)
     plan = done.model.model_options["transformer_options"]["patches"]["middle_patch"][0].plan
-    assert [key for key, _, _ in plan.keys_values] == ["output.6.0"] and plan.strength == (("output.6.0", 1.0),)
+    assert list(plan.store.model.pairs) == ["output_6_0"] and plan.strength == (("output.6.0", 1.0),)
     with pytest.raises(LikenessError, match="output.99.0"):
         inject_into(base("sd15")[0], layers=(("output.99.0", 1.0),))

@@ -106,7 +106,7 @@ MUTATIONS = [
     Mutation("a free model of its own does not know the run", HOSTING + "guider.py", 'if key in ("sample_sigmas", RUN)',
              'if key == "sample_sigmas"',
              masks("a_free_model_of_its_own_knows_the_run")),
-    Mutation("a copy for another device shares its tensors", HOSTING + "realcustom.py", "_patcher(copy.deepcopy(store),",
+    Mutation("a copy for another device shares its tensors", HOSTING + "stores.py", "_patcher(copy.deepcopy(store),",
              "_patcher(store,",
              masks("keys_and_values_can_be_copied_for_another_device")),
     # -- the recorder, the preview, the prediction
