@@ -229,7 +229,7 @@ def _open(path: Path) -> Any:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, SyntaxError) as error:  # a syntax error: PIL's word for a broken PNG or EXIF part
         raise ValueError(str(error)) from error
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def save(folder, name, array) -> str:
     return name
 
 
+def spoil(path, chunk: bytes, name: str, at: int) -> None:
+    """A copy of a PNG with one changed byte in its last chunk of that kind, whose checksum is right."""
+    data = bytearray(path.read_bytes())
+    start = data.rfind(chunk)
+    end = start + 4 + int.from_bytes(data[start - 4:start], "big")
+    data[start + at] ^= 128
+    data[end:end + 4] = zlib.crc32(data[start:end]).to_bytes(4, "big")
+    (path.parent / name).write_bytes(data)
+
+
 def bad_rows(folder) -> list[tuple[object, str]]:
     (folder / "text.png").write_text("<html>not a picture</html>")
     (folder / "cut.png").write_bytes((folder / "r.png").read_bytes()[:60])
@@ -85,6 +96,13 @@ def bad_rows(folder) -> list[tuple[object, str]]:
     save(folder, "small.png", np.full((20, 30), 255, np.uint8))
     save(folder, "black.png", np.zeros((40, 60), np.uint8))
     save(folder, "clear.png", np.zeros((40, 60, 4), np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(folder / "turned.png", exif=exif)
+    spoil(folder / "turned.png", b"eXIf", "noexif.png", 4)   # PIL names what is broken here with a SyntaxError
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)   # large enough for several chunks
+    Image.fromarray(noise).save(folder / "large.png")
+    spoil(folder / "large.png", b"IDAT", "chunk.png", 0)
     return [
         ("{broken", "not JSON"), ("[1]", "not JSON"),
         ({"reference": "r.png", "target": "t.png", "caption": "a cat"}, "'category' is missing"),
@@ -94,6 +112,8 @@ def bad_rows(folder) -> list[tuple[object, str]]:
         (GOOD | {"target": "text.png"}, "target text.png cannot be read"),
         (GOOD | {"reference": "cut.png"}, "reference cut.png cannot be read"),
         (GOOD | {"mask": "empty.png"}, "mask empty.png cannot be read"),
+        (GOOD | {"mask": "noexif.png"}, "mask noexif.png cannot be read (not a TIFF file"),
+        (GOOD | {"target": "chunk.png"}, "target chunk.png cannot be read (broken PNG file"),
         (GOOD | {"mask": "small.png"}, "the mask is 30 x 20, but the reference is 60 x 40"),
         (GOOD | {"mask": "black.png"}, "the mask is empty"),
         (GOOD | {"mask": None, "reference": "clear.png"}, "transparent"),
