@@ -8,7 +8,7 @@ from pathlib import Path
 from ..models.common.errors import LikenessError
 from ..models.demo.ablation import VARIANTS
 from . import training_views
-from .training_miniature import Progress, begin_with, folder_recipe, same_run, say, train_ablation, train_miniature
+from .training_miniature import Progress, begin_with, folder_recipe, metadata_of, same_run, say, train_ablation, train_miniature
 
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).resolve().parent.parent / "output" / "train"  # the same place from whatever folder it is called
@@ -198,6 +198,5 @@ def _train_folder(args: argparse.Namespace, command: str) -> None:
     begin_with(task, args.start)
     source = folder_source(args.data, config, settings, args.size, args.skip_bad)
     same_run(args.out, recipe)
-    result = train(task, settings, source, args.out, log=Progress(),
-                   metadata={"command": command, "dataset_license": args.license})
+    result = train(task, settings, source, args.out, log=Progress(), metadata=metadata_of(args, command))
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")

@@ -120,6 +120,11 @@ def folder_recipe(args: argparse.Namespace) -> dict[str, Any]:
             "lessons": files.sha256(args.data / "metadata.jsonl"), "begun_with": digest(args.start)}
 
 
+def metadata_of(args: argparse.Namespace, command: str) -> dict[str, str]:
+    """What the command says for the file of a run on pictures; a licence that is not given stays the loop's "unknown"."""
+    return {"command": command} | ({"dataset_license": args.license} if args.license else {})
+
+
 def encoder_file(weights: Path, name: str | Path) -> Path:
     """A name such as dino stands for the file in `weights`; a path stands for itself."""
     return Path(name) if Path(name).suffix else weights / f"{name}.safetensors"

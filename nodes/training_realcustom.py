@@ -23,7 +23,7 @@ from ..models.training.config import TrainConfig
 from ..models.training.data import FolderData
 from ..models.training.loop import train
 from ..models.training.realcustom import RealCustomTask
-from .training_miniature import LESSONS_SEED, Progress, digest, folder_recipe, miniature_world, same_run, say
+from .training_miniature import LESSONS_SEED, Progress, digest, folder_recipe, metadata_of, miniature_world, same_run, say
 
 PAIRS, STEPS = 16384, 8000
 # A reference decides the first steps of a drawing, and a body is a fifth of a picture. No drop_reference of its own: the
@@ -128,6 +128,5 @@ def train_folder_realcustom(args: argparse.Namespace, command: str) -> None:
     _begin_with(task, args.start)
     source = FolderData(args.data, args.size, 2 * SIDE, augment=settings.reference_augment, skip_bad=args.skip_bad)
     same_run(args.out, recipe)
-    result = train(task, settings, source, args.out, log=Progress(),
-                   metadata={"command": command, "dataset_license": args.license})
+    result = train(task, settings, source, args.out, log=Progress(), metadata=metadata_of(args, command))
     say(f"adapter: {result.step} steps in {result.seconds:.0f} s, {result.path}")

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import argparse
-from functools import cache
+import json
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from harness import mini
+from harness import mini, tiny
 from host.support import base, comfy, draw, folder, miniature, sample
 from host.test_training_host import CAPTIONS, loaded
 from likeness.models.common import files
@@ -20,6 +22,7 @@ from likeness.models.hosting.prompt import encode_prompt
 from likeness.models.hosting.training_realcustom import checkpoint_encode, config_of, miniature_encode
 from likeness.models.realcustom.adapter import RealCustom, release_names
 from likeness.models.realcustom.config import identify, layer_key, to_metadata
+from likeness.models.training import loop
 from likeness.models.training.base import Batch
 from likeness.models.training.config import TrainConfig
 from likeness.models.training.loop import train
@@ -236,6 +239,26 @@ def test_a_folder_of_another_run_is_refused(method, other, tmp_path, monkeypatch
         (tmp_path / {"pictures": "metadata.jsonl"}.get(other, other)).write_bytes(b"another")
     with pytest.raises(LikenessError, match="run holds a run on another base"):
         begin(args, "test")
+
+
+@pytest.mark.parametrize("method", ("custany", "realcustom"))
+@pytest.mark.parametrize(("words", "said"), (([], "unknown"), (["--license", "CC0"], "CC0")))
+def test_the_file_tells_the_licence_of_its_pictures(method, words, said, tmp_path, monkeypatch):
+    """The whole command on a checkpoint, stopped after its first step."""
+    from likeness.nodes import training_cli, training_realcustom
+    Image.new("RGBA", (64, 64), "red").save(tmp_path / "a.png")
+    row = {"reference": "a.png", "target": "a.png", "caption": "a cat", "category": "cat"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    preset = training_base.preset_for
+    monkeypatch.setattr(training_base, "preset_for", lambda base: preset(base)._replace(head_dim=16))  # fits the tiny layers
+    stopped = partial(train, should_stop=lambda: True)
+    monkeypatch.setattr(loop, "train", stopped)
+    monkeypatch.setattr(training_realcustom, "train", stopped)
+    loaded("sd15")  # the host knows the tiny checkpoint
+    argv = [method, "--data", tmp_path, "--checkpoint", tiny.ensure()["tiny_sd15.safetensors"], "--encoders",
+            *files_of_encoders(), "--size", "64", "--batch", "1", "--steps", "2", "--out", tmp_path / "run"]
+    assert training_cli.main([*map(str, argv), *words]) == 0
+    assert files.load(tmp_path / "run" / "adapter.safetensors")[1]["dataset_license"] == said
 
 
 def test_two_steps_on_a_checkpoint(tmp_path):
