@@ -153,10 +153,13 @@ class CheckpointBase:
 
     @torch.no_grad()
     def encode_text(self, captions: list[str], words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """First windows only; the pooled rows that SDXL wants are kept for the next denoise call."""
+        """First windows only; the pooled rows that SDXL wants are kept for the next denoise call.
+
+        A caption describes a picture: its brackets are punctuation, and the CLIP of `load_checkpoint_base` knows no folder of
+        embeddings."""
         rows, first, count, pooled = [], [], [], []
         for caption, word in zip(captions, words, strict=True):
-            tokens = self.clip.tokenize(caption)
+            tokens = self.clip.tokenize(caption, disable_weights=True)
             found = locate(self.clip, tokens, word, 1)[0] if word else None
             entry = self.clip.encode_from_tokens(tokens, return_pooled=True)
             window = self.clip.tokenize("")

@@ -71,6 +71,20 @@ def test_what_the_engine_sees(kind, width, blocks):
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_captions_are_read_letter_by_letter(kind):
+    """Brackets and names of embeddings are text (a prompt says it with backslashes), and words are found among them."""
+    base = loaded(kind)
+    plain = {"a (black) cat on a sofa": r"a \(black\) cat on a sofa", "a ((cat:1.4)) here": r"a \(\(cat:1.4\)\) here",
+             "a cat, (1) x": r"a cat, \(1\) x", "embedding:one a cat": "embedding : one a cat",
+             "a embedding:two cat": "a embedding : two cat"}
+    rows, first, count = base.encode_text(list(plain), ["cat"] * len(plain))
+    for row, prompt in zip(rows, plain.values(), strict=True):
+        assert torch.allclose(row[None], base.clip.encode_from_tokens(base.clip.tokenize(prompt)), atol=1e-6)
+    assert first.tolist() == [5, 3, 2, 6, 6] and count.tolist() == [1] * len(plain)
+    assert base.encode_text(["a cat (black) here"], ["cat (black)"])[2].tolist() == [4]
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_denoise_is_the_hosts_own_prediction(kind, prediction, request):
     """apply_model gives the denoised latent; the network's output is read back from it."""

@@ -5,8 +5,13 @@ from harness.mutate import Mutation
 
 ROWS = ("tests/unit/test_training_data.py::test_each_bad_row_is_named",)
 LICENCE = ("tests/host/test_training_realcustom.py::test_the_file_tells_the_licence_of_its_pictures",)
+HOST = "tests/host/test_training_host.py::test_"
+CAPTIONS = (f"{HOST}captions_are_read_letter_by_letter",)
 
 MUTATIONS = [
+    # -- checkpoints
+    Mutation("captions have prompt weights", "models/hosting/training_base.py",
+             "self.clip.tokenize(caption, disable_weights=True)", "self.clip.tokenize(caption)", CAPTIONS),
     # -- folders of pictures
     Mutation("a broken picture stops the check of its folder", "models/training/data.py",
              "except (Image.DecompressionBombError, SyntaxError) as error:", "except Image.DecompressionBombError as error:",
