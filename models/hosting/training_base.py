@@ -135,6 +135,10 @@ def activation_bytes(layers: Sequence[tuple[str, int]], narrow: int, latents: tu
     return 48 * latents[0] * values * dtype.itemsize
 
 
+# The host's names of what a network predicts, where x_t is the latent plus sigma times noise. FLOW and others mix them.
+PREDICTIONS = ("EPS", "V_PREDICTION", "V_PREDICTION_EDM", "V_PREDICTION_CONTINUOUS", "EDM")
+
+
 class CheckpointBase:
     """An SD1.5 or SDXL checkpoint that the host has loaded; its weights stay frozen."""
 
@@ -145,6 +149,14 @@ class CheckpointBase:
         self.width = text_width(model)
         if not self.width:
             raise LikenessError("Adapters are trained on SD1.5 or SDXL checkpoints; this file holds another kind of model.")
+        channels, own = self.unet.in_channels, model.model.latent_format.latent_channels
+        if channels != own:
+            raise LikenessError(f"This checkpoint is one for inpainting or editing: it reads {channels} channels where a latent "
+                                f"has {own}; train on the text-to-image checkpoint that it was made from.")
+        predicts = model.model.model_type.name
+        if predicts not in PREDICTIONS:
+            raise LikenessError(f"Adapters are trained on checkpoints that predict noise, v or EDM's output, as SD1.5 and SDXL "
+                                f"do; this one is of the host's kind {predicts}.")
         self.layers = tuple(attention_blocks(model).items())
         self.embed_width = encoders.items[0].config.width
         self.residual_blocks = int(self.unet.num_res_blocks[0])
@@ -190,12 +202,15 @@ class CheckpointBase:
         return torch.randint(0, len(self.sampling.sigmas), (n,), generator=generator)
 
     def noised(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Variance-exploding as the host samples it; the target is the noise, or v for a v-prediction model."""
+        """Variance-exploding as the host samples it; the target is the output that the host would take for these latents."""
         sigma = self.sampling.sigmas.to(latents)[t.to(latents.device)].view(-1, 1, 1, 1)
         x_t = latents + sigma * noise
-        if self.model.model.model_type.name.startswith("V_PREDICTION"):
-            return x_t, (noise - sigma * latents) / (sigma ** 2 + 1).sqrt(), None
-        return x_t, noise, None
+        if self.model.model.model_type.name == "EPS":
+            return x_t, noise, None  # the same without rounding
+        # the host's denoised latents are linear in the network's input and output
+        denoised, zeros = self.sampling.calculate_denoised, torch.zeros_like(x_t)
+        of_input, of_output = denoised(sigma, zeros, x_t), denoised(sigma, torch.ones_like(x_t), zeros)
+        return x_t, (latents - of_input) / of_output, None
 
     def denoise(self, x_t: Tensor, t: Tensor, rows: Tensor, middle: Middle | None = None, cross: Cross | None = None) -> Tensor:
         base = self.model.model
@@ -238,9 +253,11 @@ def preset_for(base: CheckpointBase) -> CustAnyConfig:
     """The adapter layout of SD1.5 or SDXL where the base has it, else one layer in every block of the way up."""
     configs = [item.config for item in base.encoders.items]
     sizes = common_size(configs)
-    have, known = dict(base.layers), {"sd15": sd15_layers(), "sdxl": sdxl_layers()}
-    family = next((name for name, layers in known.items() if all(have.get(k) == c for k, c in layers)), None)
-    up = tuple((k, c) for k, c in base.layers if k.startswith("output."))
+    have, up = dict(base.layers), tuple((k, c) for k, c in base.layers if k.startswith("output."))
+    # SD2 has the blocks of SD1.5 and another text
+    known = (("sd15", 768, sd15_layers()), ("sdxl", 2048, sdxl_layers()))
+    family, layers = next(((name, layers) for name, width, layers in known
+                           if width == base.width and all(have.get(k) == c for k, c in layers)), ("custom", up))
     heads = 64 if all(c % 64 == 0 for _, c in up) else 32
-    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), known[family] if family else up, head_dim=heads,
-                         grid=sizes[0] // configs[0].patch, resolutions=tuple(sizes), base=family or "custom").check()
+    return CustAnyConfig(base.width, tuple((c.family, c.width) for c in configs), layers, head_dim=heads,
+                         grid=sizes[0] // configs[0].patch, resolutions=tuple(sizes), base=family).check()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from host.support import adapter_state, by_hand, comfy, draw, folder, miniature,
 from host.support import base as support_base
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
-from likeness.models.custany.config import CustAnyConfig, to_metadata
+from likeness.models.custany.config import CustAnyConfig, sd15_layers, sdxl_layers, to_metadata
 from likeness.models.custany.layers import replace_word
 from likeness.models.hosting import adapters, encoders, training_base
 from likeness.models.hosting.inject import Strengths, inject
@@ -85,20 +86,19 @@ def test_captions_are_read_letter_by_letter(kind):
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_denoise_is_the_hosts_own_prediction(kind, prediction, request):
+@pytest.mark.parametrize("prediction", ["EPS", "V_PREDICTION", "V_PREDICTION_EDM", "EDM"])
+def test_denoise_is_the_hosts_own_prediction(kind, prediction, monkeypatch):
     """apply_model gives the denoised latent; the network's output is read back from it."""
     base = loaded(kind)
-
-    def predicting(model_type: Any) -> None:
-        model = base.model.model
-        model.model_type = model_type
-        model.model_sampling = base.sampling = comfy.model_base.model_sampling(model.model_config, model_type)
-    if prediction == "v":
-        request.addfinalizer(lambda: predicting(comfy.model_base.ModelType.EPS))
-        predicting(comfy.model_base.ModelType.V_PREDICTION)
+    model, model_type = base.model.model, comfy.model_base.ModelType[prediction]
+    width = 0.5 if prediction == "EDM" else 1.0  # Playground 2.5 has EDM's own sigma_data
+    monkeypatch.setattr(model.model_config, "sampling_settings", {"sigma_data": width})
+    sampling = comfy.model_base.model_sampling(model.model_config, model_type)
+    monkeypatch.setattr(model, "model_type", model_type)
+    monkeypatch.setitem(model._modules, "model_sampling", sampling)
+    monkeypatch.setattr(base, "sampling", sampling)
     clean, noise = draw(1, 2, 4, 8, 8), draw(2, 2, 4, 8, 8)
-    t = torch.tensor([100, 800])
+    t = torch.tensor([400 if prediction.endswith("EDM") else 100, 800])
     x_t, target, weight = base.noised(clean, t, noise)
     assert weight is None
     sigma = base.sampling.sigmas[t]
@@ -106,6 +106,9 @@ def test_denoise_is_the_hosts_own_prediction(kind, prediction, request):
     # The right answer must be denoised to the clean latent by the host.
     shaped = sigma.view(-1, 1, 1, 1)
     assert torch.allclose(base.sampling.calculate_denoised(sigma, target, x_t), clean, atol=1e-3)
+    whole = (shaped ** 2 + width ** 2) ** 0.5
+    published = {"EPS": noise, "EDM": (shaped * clean - width ** 2 * noise) / (width * whole)}
+    torch.testing.assert_close(target, published.get(prediction, (noise - shaped * clean) / whole), atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         rows, _, _ = base.encode_text(CAPTIONS, WORDS)
         got = base.denoise(x_t, t, rows)
@@ -114,10 +117,10 @@ def test_denoise_is_the_hosts_own_prediction(kind, prediction, request):
             pooled = torch.cat([base.clip.encode_from_tokens(base.clip.tokenize(c), return_pooled=True)[1] for c in CAPTIONS])
             more["y"] = base.model.model.encode_adm(pooled_output=pooled, width=64, height=64, device=torch.device("cpu"))
         denoised = base.model.model.apply_model(x_t, sigma, c_crossattn=rows, transformer_options={}, **more)
-    if prediction == "eps":
+    if prediction == "EPS":
         expected = (x_t - denoised) / shaped
     else:
-        expected = (x_t / (shaped ** 2 + 1) - denoised) * (shaped ** 2 + 1) ** 0.5 / shaped
+        expected = (x_t * (width / whole) ** 2 - denoised) * whole / (shaped * (-width if prediction == "EDM" else width))
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-5
     assert got.std() > 0.05
 
@@ -218,6 +221,26 @@ def test_bases_that_cannot_be_trained():
         training_base.load_checkpoint_base(miniature() / mini.DINO, encoder_files())
 
 
+def test_kinds_that_cannot_be_trained(monkeypatch):
+    base = loaded("sd15")
+    parts = (base.model, base.clip, base.vae, base.encoders)
+    with monkeypatch.context() as patch, pytest.raises(LikenessError, match="inpainting or editing: it reads 9 channels"):
+        patch.setattr(base.unet, "in_channels", 9)
+        training_base.CheckpointBase(*parts)
+    for kind in ("FLOW", "IMG_TO_IMG", "STABLE_CASCADE"):
+        with monkeypatch.context() as patch, pytest.raises(LikenessError, match=f"of the host's kind {kind}"):
+            patch.setattr(base.model.model, "model_type", comfy.model_base.ModelType[kind])
+            training_base.CheckpointBase(*parts)
+
+
+@pytest.mark.parametrize(("width", "layers", "family"), [
+    (768, sd15_layers(), "sd15"), (2048, sdxl_layers(), "sdxl"), (1024, sd15_layers(), "custom"), (768, sdxl_layers(), "custom")])
+def test_the_preset_goes_by_blocks_and_text(width, layers, family):
+    """SD2 has the blocks of SD1.5, and reads another text."""
+    config = training_base.preset_for(SimpleNamespace(width=width, layers=layers, encoders=loaded("sd15").encoders))
+    assert (config.base, config.width, config.layers) == (family, width, layers)
+
+
 def test_the_miniature_as_a_base():
     """Its plain torch layers and the host's object are one network."""
     base = training_base.MiniatureBase(miniature() / mini.BASE, encoder_files())
@@ -258,7 +281,6 @@ def test_the_network_is_made_ready_for_every_step(monkeypatch):
 
 def test_activations_of_the_real_sizes():
     """SD1.5 at 512 and SDXL at 1024 in half precision, the way up alone: grids halve where channels double."""
-    from likeness.models.custany.config import sd15_layers
     need = training_base.activation_bytes(sd15_layers(), 320, (1, 4, 64, 64), torch.float16)
     assert 0.4 < need / 2 ** 30 < 1
     up = [(f"output.{block}.{index}", channels) for block in range(6) for channels, depth in

@@ -208,8 +208,8 @@ MUTATIONS = [
              "int(columns[-1]), int(rows[-1]) + 1", UNIT_MASKS),
     Mutation("the mask is not laid on the background", COMMON + "masks.py", "picture = composite(rgb, mask, background)",
              "picture = rgb", UNIT_MASKS),
-    Mutation("the v target has the wrong sign", HOSTING + "training_base.py", "(noise - sigma * latents)",
-             "(noise + sigma * latents)", TRAINING),
+    Mutation("the v target has the wrong sign", HOSTING + "training_base.py", "(latents - of_input) / of_output",
+             "(of_input - latents) / of_output", TRAINING),
     Mutation("the UNet is made ready once", HOSTING + "training_base.py",
              "        ready([self.model], activation_bytes(self.layers, self.unet.model_channels, tuple(x_t.shape),"
              "\n                                             base.get_dtype_inference()))\n", "", STEPS),

@@ -7,11 +7,20 @@ ROWS = ("tests/unit/test_training_data.py::test_each_bad_row_is_named",)
 LICENCE = ("tests/host/test_training_realcustom.py::test_the_file_tells_the_licence_of_its_pictures",)
 HOST = "tests/host/test_training_host.py::test_"
 CAPTIONS = (f"{HOST}captions_are_read_letter_by_letter",)
+TARGET = (f"{HOST}denoise_is_the_hosts_own_prediction",)
+KINDS = (f"{HOST}kinds_that_cannot_be_trained", f"{HOST}the_preset_goes_by_blocks_and_text")
 
 MUTATIONS = [
     # -- checkpoints
     Mutation("captions have prompt weights", "models/hosting/training_base.py",
              "self.clip.tokenize(caption, disable_weights=True)", "self.clip.tokenize(caption)", CAPTIONS),
+    Mutation("an EDM network is to predict noise", "models/hosting/training_base.py",
+             'if self.model.model.model_type.name == "EPS":', 'if self.model.model.model_type.name in ("EPS", "EDM"):', TARGET),
+    Mutation("a checkpoint for inpainting is trained on", "models/hosting/training_base.py", "if channels != own:", "if False:",
+             KINDS),
+    Mutation("any prediction is trained on", "models/hosting/training_base.py", "if predicts not in PREDICTIONS:", "if False:",
+             KINDS),
+    Mutation("SD2 counts as SD1.5", "models/hosting/training_base.py", "if width == base.width and all(", "if all(", KINDS),
     # -- folders of pictures
     Mutation("a broken picture stops the check of its folder", "models/training/data.py",
              "except (Image.DecompressionBombError, SyntaxError) as error:", "except Image.DecompressionBombError as error:",
