@@ -26,6 +26,7 @@ from ..vision.preprocess import common_size, preprocess
 from .blocks import attention_blocks, text_width
 from .demo_unet import UNET_CONFIG, build_trainable_unet
 from .encoders import Encoders, encode, load_encoder
+from .half_gradients import HalfGradients
 from .memory import ready
 from .prompt import locate
 from .slots import Slot, laid_round, text_attention
@@ -224,8 +225,12 @@ class CheckpointBase:
             height, width = x_t.shape[-2] * 8, x_t.shape[-1] * 8
             extra["y"] = base.encode_adm(pooled_output=self._pooled, width=width, height=height, device=x_t.device).to(dtype)
         scaled = self.sampling.calculate_input(sigma, x_t).to(dtype)
-        return self.unet(scaled, self.sampling.timestep(sigma).float(), context=rows.to(dtype),
-                         transformer_options=with_patches(middle, cross, self.layers), **extra).float()
+        half = HalfGradients() if dtype == torch.float16 else None
+        if half is not None:
+            rows, middle, cross = half.into(rows), middle and half.middle(middle), cross and half.cross(cross)
+        out = self.unet(scaled, self.sampling.timestep(sigma).float(), context=rows.to(dtype),
+                        transformer_options=with_patches(middle, cross, self.layers), **extra).float()
+        return out if half is None else half.end(out)
 
 
 def load_checkpoint_base(checkpoint: Path, encoders: list[Path], exact_gelu: bool = False) -> CheckpointBase:

@@ -1,6 +1,7 @@
 """Checkpoints of the host as a frozen base for the training engine, and the file that comes out in an injector."""
 from __future__ import annotations
 
+import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from likeness.models.common.errors import LikenessError
 from likeness.models.custany.config import CustAnyConfig, sd15_layers, sdxl_layers, to_metadata
 from likeness.models.custany.layers import replace_word
 from likeness.models.hosting import adapters, encoders, training_base
+from likeness.models.hosting.half_gradients import HalfGradients
 from likeness.models.hosting.inject import Strengths, inject
 from likeness.models.hosting.prompt import encode_prompt
 from likeness.models.training.base import Batch
@@ -219,6 +221,43 @@ def test_bases_that_cannot_be_trained():
         training_base.load_checkpoint_base(tiny.ensure()["tiny_sd3.safetensors"], encoder_files())
     with pytest.raises(LikenessError, match="no checkpoint"):
         training_base.load_checkpoint_base(miniature() / mini.DINO, encoder_files())
+
+
+def far_from_half(base: training_base.CheckpointBase, task: Any, side: int, monkeypatch: Any) -> float:
+    """How far a step's whole gradient with the network in float16 is from the one in float32, as a share; the loss is as small
+    as the mean over four SDXL latents makes it."""
+    pictures = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    batch = Batch(pictures, pictures.flip(-1), draw(1, 2, 4, 8, 8), CAPTIONS, WORDS)
+    small, noised = batch.latents.numel() / (4 * 4 * 128 * 128), base.noised
+
+    def gradient() -> torch.Tensor:
+        task.step(batch, torch.Generator().manual_seed(1))
+        parts = [p.grad.flatten() for module in task.modules().values() for p in module.parameters() if p.grad is not None]
+        for module in task.modules().values():
+            module.zero_grad()
+        return torch.cat(parts)
+    monkeypatch.setattr(base, "noised", lambda *args: (*noised(*args)[:2], torch.tensor(small)))
+    whole = gradient()
+    monkeypatch.setattr(base, "unet", copy.deepcopy(base.unet).half())
+    monkeypatch.setattr(base.model.model, "manual_cast_dtype", torch.float16)
+    return float((gradient() - whole).norm() / whole.norm())
+
+
+@pytest.mark.parametrize("decouple", ["off", "channel"])
+def test_a_network_in_half_precision_gives_the_same_gradient(decouple, monkeypatch):
+    base = loaded("sd15")
+    task = CustAnyTask(base, shrunk(base), TrainConfig(decouple=decouple, drop_text=0.0, drop_reference=0.0, drop_both=0.0,
+                                                       weight_contrast=1e-4))
+    task.adapter.load_state_dict(adapter_state(shrunk(base)))
+    assert 0 < far_from_half(base, task, 64, monkeypatch) < 0.01
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-42])
+def test_the_factor_of_a_vanished_gradient_is_finite(loss):
+    half = HalfGradients()
+    rows = draw(1, 1, 3, 4).requires_grad_()
+    (half.end(half.into(rows)) * loss).sum().backward()
+    assert torch.equal(rows.grad, torch.zeros_like(rows))
 
 
 def test_kinds_that_cannot_be_trained(monkeypatch):

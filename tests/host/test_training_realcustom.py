@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness import mini, tiny
 from host.support import base, comfy, draw, folder, miniature, sample
-from host.test_training_host import CAPTIONS, loaded
+from host.test_training_host import CAPTIONS, far_from_half, loaded
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.hosting import adapters, encoders, training_base
@@ -284,6 +284,17 @@ def test_two_steps_on_a_checkpoint(tmp_path):
         done = inject(own.model, positive, negative, who, word, Strengths(0.0, 1.0))
         out = sample(done.model, done.positive, done.negative)
         assert torch.isfinite(out).all() and not torch.equal(out, sample(own.model, positive, negative))
+
+
+def test_a_network_in_half_precision_gives_the_same_gradient(monkeypatch):
+    host = loaded("sd15")
+    own = training_base.CheckpointBase(host.model, host.clip, host.vae, pair())
+    config = config_of(own.width, own.layers, [item.config for item in own.encoders.items], 64)
+    task = RealCustomTask(own, config, TrainConfig(), checkpoint_encode(own, config), 128, ["", ""], own.residual_blocks)
+    for name, value in task.adapter.named_parameters():
+        if name.endswith(".v.weight"):
+            value.data.copy_(draw(9, *value.shape) / 8)
+    assert 0 < far_from_half(own, task, 128, monkeypatch) < 0.01
 
 
 def test_encoders_that_do_not_go_side_by_side_are_refused():
