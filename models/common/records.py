@@ -26,7 +26,8 @@ class Subject(NamedTuple):
 
     tokens: (name, tensor) pairs; CustAny has "global" (n, encoders, width) and "local" (n, tokens, width).
     pairing: "all" (every picture of the batch sees all references) or "per latent" (reference i for picture i).
-    adapter: the loaded adapter that made the tokens and whose layers will read them.
+    adapter: the loaded adapter whose layers will read the tokens. maker: name and hash of the one that made them, where it is
+    another.
     """
     method: str
     tokens: tuple[tuple[str, Tensor], ...]
@@ -38,6 +39,7 @@ class Subject(NamedTuple):
     adapter_hash: str
     adapter: Any
     version: int = SUBJECT_VERSION
+    maker: tuple[str, str] = ("", "")
 
     def __repr__(self) -> str:
         return brief(self)

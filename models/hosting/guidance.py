@@ -138,7 +138,7 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     acting = [guide for guide in guides if ids & set(guide.numbers) and guide.timing.factor(sigma, schedule, level)]
     if not acting:
         return executor(model, conds, x_in, timestep, model_options)
-    state = run.states.setdefault(frames_of(options), State())
+    state = run.states.setdefault(_window(options), State())
     names = {guide.guidance.name for guide in acting}
     resting = run.held() - run.held(sigma)
     # At the noise of its step a call without the subject's own prompt (SAG's second look at the negative) takes the step's masks.
@@ -149,6 +149,24 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     masks = {**options.get(GUIDANCE_KEY, {}), **run.nowhere(names - state.masks.keys(), x_in), **state.masks}
     options = {**options, GUIDANCE_KEY: masks}
     return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
+
+
+def _window(options: dict[str, Any]) -> Any:
+    """A name of the part of a video that a call sees; None for pictures."""
+    window = options.get("context_window")
+    if window is None:
+        return None
+    return getattr(window, "dim", 0), getattr(window, "causal_anchor_index", None), *getattr(window, "index_list", ())
+
+
+def _of_frames(entry: dict[str, Any], frames: tuple[int, ...], total: int) -> dict[str, Any]:
+    """A prompt as a window of a batch sees it: what has a row or a mask for each of its `total` latents is cut to those of the
+    window, as the host does with the prompts that it runs."""
+    def cut(t: Tensor) -> Tensor:
+        return t[list(frames)] if t.shape[0] == total else t
+    conds = {name: one._copy_with(cut(one.cond)) if name != KEY and isinstance(getattr(one, "cond", None), Tensor) else one
+             for name, one in entry["model_conds"].items()}
+    return {**entry, "model_conds": conds, **({"mask": cut(entry["mask"])} if "mask" in entry else {})}
 
 
 def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run, state: State,
@@ -187,7 +205,9 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
     """One guidance pass over the text alone: {name: masks of every prompt that holds the word}."""
     targets: list[Target] = []
     entries: list[dict[str, Any]] = []
-    for entry in run.entries:
+    options = model_options["transformer_options"]
+    frames, total = frames_of(options), getattr(options.get("context_window"), "total_frames", 0)
+    for entry in run.entries if not frames or total < 2 else [_of_frames(one, frames, total) for one in run.entries]:
         stamp = stamp_of(entry)
         words = () if stamp is None else tuple(Sought(name, columns, asked[name].strategy, asked[name].layers)
                                                for name, columns in stamp.guides if name in asked)
@@ -199,7 +219,7 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
     if not targets:
         return {}
     capture = Capture(targets, layers, any(one.early for one in asked.values()))
-    options = {**model_options["transformer_options"], CAPTURE: capture}
+    options = {**options, CAPTURE: capture}
     # all in one list: to patches of other packs they are one kind of prompt; the host leaves out what rests at this noise
     executor(model, [entries], x, timestep, {**model_options, "transformer_options": options})
     latent = (x.shape[-2], x.shape[-1])

@@ -79,7 +79,8 @@ def check_batch(mask: Tensor | None, references: int, batch: int, extra_options:
 def frames_of(extra_options: dict[str, Any]) -> tuple[int, ...] | None:
     """Which latents of the batch a call sees, in their order, where it sees a window of them; None where it sees all.
 
-    Empty for a window that does not tell, or that cuts another axis than the batch."""
+    Empty for a window that does not tell, or that cuts another axis than the batch. Frames that the host keeps in a place of
+    every window (retained ones) count as those whose place they take: the window does not tell them."""
     window = extra_options.get("context_window")
     if window is None:
         return None

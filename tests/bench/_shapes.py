@@ -55,7 +55,7 @@ def reference_tokens(pictures: int, config: Any) -> tuple[Any, list[Any]]:
     return features, encoders
 
 
-def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int = 0) -> tuple[float, float, float]:
+def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int = 2) -> tuple[float, float, float]:
     """Seconds of a plain and of an injected step (two rows, the positive one with two references), peak RAM in GiB.
 
     encoders: the references come from two vision encoders of their real size, not from random tokens.
@@ -102,9 +102,9 @@ def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int
             unet(x, t, context=context, transformer_options=dict(transformer_options), **y)
             return time.perf_counter() - begin
 
-        run(options, 16)  # the first run pays for memory that the system hands out
+        run(options, 16)  # the first run pays for much that is done once; for memory of the real size the first of the two does
         plain, injected = [], []
-        for _ in range(repeats or (2 if family == "sd15" else 1)):
+        for _ in range(repeats):
             injected.append(run(options))
             plain.append(run({}))
         del kept

@@ -58,9 +58,9 @@ OWN_MODEL_BLOCK = own_model(f"Size: {SIZE} It stands in the node whose title beg
 
 OWN_CHECKPOINT = f"""## SD1.5, SDXL or any other model in place of the miniature
 1. **Load Checkpoint** gives model, clip and vae. Connect them where *Load Miniature World* is connected now, and delete that one.
-   No adapter and no encoders are needed.
-2. Size: {SIZE} It stands in *Size: picture*; {_BELOW}
-3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**) where there is one."""
+   No *Load Subject Adapter* is needed.
+2. Size: {SIZE} Another model: its usual size. It stands in *Size: picture*; {_BELOW}
+3. Bypass *Enlarge the tiny pictures* (**Ctrl+B**)."""
 
 OWN_REALCUSTOM = """## SDXL in place of the miniature
 1. **Load Checkpoint** gives model, clip and vae; **Load Subject Adapter** gives adapter and encoders. Connect them where *Load

@@ -377,4 +377,9 @@ def test_a_subject_for_another_adapter_is_of_that_one_from_then_on(tmp_path):
     assert len(both.model.model_options["transformer_options"]["patches"]["middle_patch"]) == 2
     with pytest.raises(LikenessError, match="subjects of one adapter"):
         subjects.blend(accepted, subject("sd15", seed=2, of=first), 0.5, "average")
-    assert subjects.blend(accepted, subject("sd15", seed=2, of=other), 0.5, "average")
+    mixed, _ = subjects.blend(subject("sd15", seed=2, of=other), accepted, 0.5, "average")
+    for one in (accepted, mixed):  # saved again, the file still tells whose tokens they are
+        subjects.save_subject(one, saved)
+        assert files.read_header(saved).metadata["adapter_hash"] == first.sha256
+        with pytest.raises(LikenessError, match="switch accept_other_adapter on"):
+            subjects.load_subject(saved, other)

@@ -253,17 +253,17 @@ def noted(done: Any) -> tuple[Any, Notes]:
     return model, patches[0]
 
 
-@pytest.mark.parametrize("levels", [(0.0, 1.0), (1.0, 0.0)])
-def test_start_and_end_are_of_the_noise_that_the_model_runs_with(levels):
-    """A node of noise levels stands before the injector or behind it: both levels act at the same steps."""
+@pytest.mark.parametrize(("levels", "more"), [((0.0, 1.0), {}), ((1.0, 0.0), {}), ((0.0, 1.0), {"guidance": guidance()})])
+def test_start_and_end_are_of_the_noise_that_the_model_runs_with(levels, more):
+    """A node of noise levels stands before the injector or behind it: both levels and the live mask act at the same steps."""
     other = comfy_extras.nodes_model_advanced.ModelSamplingContinuousEDM()
     model, (_, word) = base("sd15")[0], prompt("sd15")
     strengths = Strengths(*levels, 0.3, 0.7)
 
     def edm(one: Any) -> Any:
         return other.patch(one, "v_prediction", 120.0, 0.002)[0]
-    before = inject(edm(model), prompt("sd15")[0], encode("sd15", "blurry"), subject("sd15"), word, strengths)
-    after = injected(strengths=strengths)
+    before = inject(edm(model), prompt("sd15")[0], encode("sd15", "blurry"), subject("sd15"), word, strengths, **more)
+    after = injected(strengths=strengths, **more)
     out = sample(before.model, before.positive, before.negative, steps=6)
     assert torch.equal(sample(edm(after.model), after.positive, after.negative, steps=6), out)
     assert not torch.equal(sample(edm(model), prompt("sd15")[0], encode("sd15", "blurry"), steps=6), out)
