@@ -132,7 +132,7 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     run, guides = options.get(RUN), options.get("patches", {}).get(LIST, [])
     if run is None or CAPTURE in options:
         return executor(model, conds, x_in, timestep, model_options)
-    sigma, schedule, level = float(timestep.max()), options.get("sample_sigmas"), Level(model.model_sampling)
+    sigma, schedule, level = float(timestep.max()), options.get("sample_sigmas"), Level(model)
     stamps = [stamp for entries in conds for entry in entries or () if (stamp := stamp_of(entry)) is not None]
     ids = {number for stamp in stamps for number in stamp.cond[0].tolist() if number}
     acting = [guide for guide in guides if ids & set(guide.numbers) and guide.timing.factor(sigma, schedule, level)]
@@ -175,7 +175,7 @@ def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options
     options = model_options["transformer_options"]
     sigma, schedule = float(timestep.max()), options.get("sample_sigmas")
     step, at_level = step_of(sigma, schedule)
-    level, frames = Level(model.model_sampling), frames_of(options)
+    level, frames = Level(model), frames_of(options)
     active = {g.guidance.name: g.guidance for g in guides if g.timing.factor(sigma, schedule, level)}
     due = {name: one for name, one in active.items() if step < one.refresh or name not in state.alone}
     state.x, state.sigma = x.clone(), sigma

@@ -26,13 +26,13 @@ Guides = tuple[tuple[str, tuple[int, ...]], ...]  # name of a guidance, columns 
 class Level:
     """Noise at a share of the sampling, by the table of the model that runs; each share is looked up once."""
 
-    def __init__(self, sampling: Any):
-        self._sampling = sampling
+    def __init__(self, model: Any):
+        self._model = model
         self._known: dict[float, float] = {}
 
     def __call__(self, share: float) -> float:
         if share not in self._known:
-            self._known[share] = float(self._sampling.percent_to_sigma(share))
+            self._known[share] = float(self._model.model_sampling.percent_to_sigma(share))
         return self._known[share]
 
 
@@ -120,7 +120,7 @@ def _read(executor, x, t, c_concat=None, c_crossattn=None, control=None, transfo
         size = options.get(SIZE_KEY, tuple(x.shape[-2:]))
         areas = tuple(tuple(row[SLOTS:]) if row[SLOTS] else None for row in rows)
         options[KEY] = RowStamps(tuple(tuple(i for i in row[:SLOTS] if i) for row in rows), areas, size, float(t.max()),
-                                 Level(executor.class_obj.model_sampling))
+                                 Level(executor.class_obj))
         options[MADE] = {}
     else:
         options.pop(KEY, None)
