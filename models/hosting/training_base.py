@@ -158,6 +158,7 @@ class CheckpointBase:
         if predicts not in PREDICTIONS:
             raise LikenessError(f"Adapters are trained on checkpoints that predict noise, v or EDM's output, as SD1.5 and SDXL "
                                 f"do; this one is of the host's kind {predicts}.")
+        self.unet.requires_grad_(False)  # the oldest host leaves it on, and gradients of frozen weights are as large as they
         self.layers = tuple(attention_blocks(model).items())
         self.embed_width = encoders.items[0].config.width
         self.residual_blocks = int(self.unet.num_res_blocks[0])

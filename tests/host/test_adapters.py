@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from harness import mini
 from host.support import (
+    COPIES,
     adapter_state,
     base,
     comfy,
@@ -241,6 +242,7 @@ def test_encoders_in_another_order_or_width_are_refused(loaded):
 
 
 # -- copies for other devices --------------------------------------------------------------------------
+@COPIES
 def test_every_patcher_can_be_made_again(loaded):
     """The host makes a copy for another graphics card, or one without dynamic memory, by the loader's factory."""
     adapter, pair = loaded
@@ -255,6 +257,7 @@ def test_every_patcher_can_be_made_again(loaded):
                        if value.numel())
 
 
+@COPIES
 def test_a_copied_model_carries_the_subject_too():
     """The patch keeps the adapter under its own patcher, and its layers cast to where the rows are."""
     done = injected("mini")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from host.support import (
+    CURVES,
     PROMPT,
     CurveInput,
     adapter,
@@ -143,6 +144,7 @@ def test_twice_the_same_injector_in_a_row_acts_twice():
     assert torch.equal(sample(twice.model, once.positive, once.negative), run(once))
 
 
+@CURVES
 def test_labels_of_other_settings_differ():
     """Two injectors that differ in anything must not answer to each other's stamp."""
     points = [(0.0, 1.0), (0.3, 0.2), (1.0, 0.0)]

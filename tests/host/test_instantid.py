@@ -24,6 +24,7 @@ from host.portraits import (
     weights,
 )
 from host.support import (
+    COPIES,
     base,
     cfg_guider,
     comfy,
@@ -431,6 +432,7 @@ def test_the_free_prompt_keeps_the_control_that_it_had(monkeypatch):
     assert torch.equal(ours, run_guider(cfg_guider(base("sdxl")[0], pair[0], pair[1], 1.0), latent_of("sdxl")))
 
 
+@COPIES
 def test_the_host_counts_loads_and_cleans_the_control():
     done = applied(1, guided=True)
     control = done.positive[0][1]["control"]

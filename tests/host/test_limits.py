@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from host.support import (
+    CURVES,
     CurveInput,
     adapter,
     base,
@@ -302,6 +303,7 @@ def test_impossible_ranges_are_refused(start, end):
         injected(strengths=Strengths(1.0, 1.0, start, end))
 
 
+@CURVES
 @pytest.mark.parametrize(("sampler", "scheduler"), [
     ("euler", "normal"), ("heun", "karras"), ("dpmpp_sde", "normal"), ("dpmpp_2m", "simple"), ("uni_pc", "normal")])
 def test_a_curve_over_the_steps(sampler, scheduler):
@@ -323,6 +325,7 @@ def test_a_curve_over_the_steps(sampler, scheduler):
     assert sampler == "heun" or list(first) == sorted(first)
 
 
+@CURVES
 def test_curves_of_core():
     flat = CurveInput.from_raw([(0.0, 1.0), (1.0, 1.0)])
     zero = CurveInput.from_raw([(0.0, 0.0), (1.0, 0.0)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from host.inversion_nets import FREE, ID, NEG, OTHER, lora, net, picture, schedule
-from host.support import CurveInput, cfg_guider, comfy_extras
+from host.support import CURVES, CurveInput, cfg_guider, comfy_extras
 from likeness.models.common.errors import LikenessError
 
 
@@ -36,6 +36,7 @@ def sampled(who, sampler, sigmas, latent):
     return custom.SamplerCustomAdvanced.execute(noise, who, sampler, sigmas, {"samples": latent})[0]["samples"]
 
 
+@CURVES
 def test_record_save_load_replay_report(node, nodes, tmp_path):
     model, latent = net("eps"), picture("eps")
     who = node("EnhancerGuider", model, ID, FREE, NEG, 3.0)[0]

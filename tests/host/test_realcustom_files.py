@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from host import release
-from host.support import base, encode, folder
+from host.support import COPIES, base, encode, folder
 from likeness.models.common import files
 from likeness.models.common.errors import LikenessError
 from likeness.models.common.records import Subject
@@ -66,6 +66,7 @@ def test_a_file_is_told_by_its_keys_and_its_base_is_left_alone():
     assert len(state) == 17 + 2 * 22
 
 
+@COPIES
 def test_every_patcher_can_be_made_again():
     """For another graphics card: weights of its own, no base, as many blocks and the same GELU as at first."""
     adapter, pair = loaded()

@@ -140,6 +140,14 @@ def test_the_middle_of_every_block_is_called():
     assert [(key, shape[2]) for key, shape in called] == list(base.layers)
 
 
+def test_the_base_is_frozen_on_any_host():
+    base = loaded("sd15")
+    base.unet.requires_grad_(True)  # as 0.18.2 leaves it
+    again = training_base.CheckpointBase(base.model, base.clip, base.vae, base.encoders)
+    assert not any(parameter.requires_grad for parameter in again.unet.parameters())
+
+
+
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_two_steps_of_training_and_the_file_in_an_injector(kind, tmp_path):
     base = loaded(kind)

@@ -13,6 +13,8 @@ HALF = (f"{HOST}a_network_in_half_precision_gives_the_same_gradient", f"{HOST}th
         "tests/host/test_training_realcustom.py::test_a_network_in_half_precision_gives_the_same_gradient")
 
 MUTATIONS = [
+    Mutation("frozen weights gather gradients on the oldest host", "models/hosting/training_base.py",
+             "self.unet.requires_grad_(False)", "pass", (f"{HOST}the_base_is_frozen_on_any_host",)),
     # -- checkpoints
     Mutation("captions have prompt weights", "models/hosting/training_base.py",
              "self.clip.tokenize(caption, disable_weights=True)", "self.clip.tokenize(caption)", CAPTIONS),
