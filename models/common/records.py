@@ -39,7 +39,7 @@ class Subject(NamedTuple):
     adapter_hash: str
     adapter: Any
     version: int = SUBJECT_VERSION
-    maker: tuple[str, str] = ("", "")
+    maker: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         return brief(self)

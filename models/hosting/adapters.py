@@ -24,7 +24,7 @@ from ..vision.load import looks_like
 from . import realcustom
 from .encoders import Encoders, encode, load_encoder, read_weights
 from .memory import compute_dtype, patcher_of, ready
-from .stores import projected
+from .stores import of_adapter
 
 PAIRINGS = ("concat", "average", "one per latent")
 
@@ -189,10 +189,7 @@ def picture_hash(*tensors: Tensor | None) -> str:
 
 def project(subject: Subject, layers: list[str]) -> Any:
     """Patcher with the keys and values of every layer, made once for a whole run."""
-    adapter: Adapter = subject.adapter
-    local = subject.get("local")
-    memory = local.shape[0] * local.shape[1] * adapter.config.width * 16
-    return projected(adapter.patcher, local, {key: key for key in layers}, memory)
+    return of_adapter(subject.adapter, subject.get("local"), layers)
 
 
 def word_delta(subject: Subject, word: Tensor) -> Tensor:

@@ -135,7 +135,8 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     sigma, schedule, level = float(timestep.max()), options.get("sample_sigmas"), Level(model)
     stamps = [stamp for entries in conds for entry in entries or () if (stamp := stamp_of(entry)) is not None]
     ids = {number for stamp in stamps for number in stamp.cond[0].tolist() if number}
-    acting = [guide for guide in guides if ids & set(guide.numbers) and guide.timing.factor(sigma, schedule, level)]
+    timely = [guide for guide in guides if guide.timing.factor(sigma, schedule, level)]
+    acting = [guide for guide in timely if ids & set(guide.numbers)]
     if not acting:
         return executor(model, conds, x_in, timestep, model_options)
     state = run.states.setdefault(_window(options), State())
@@ -144,7 +145,7 @@ def _guide(executor, model, conds, x_in, timestep, model_options):
     # At the noise of its step a call without the subject's own prompt (SAG's second look at the negative) takes the step's masks.
     holds_word = any(stamp.guides for stamp in stamps)
     if not names - resting <= state.masks.keys() or state.sigma != sigma or holds_word and not state.is_for(x_in, sigma):
-        awake = [guide for guide in guides if guide.guidance.name not in resting]
+        awake = [guide for guide in timely if guide.guidance.name not in resting]
         _renew(executor, model, x_in, timestep, model_options, run, state, awake)
     masks = {**options.get(GUIDANCE_KEY, {}), **run.nowhere(names - state.masks.keys(), x_in), **state.masks}
     options = {**options, GUIDANCE_KEY: masks}
@@ -159,9 +160,14 @@ def _window(options: dict[str, Any]) -> Any:
     return getattr(window, "dim", 0), getattr(window, "causal_anchor_index", None), *getattr(window, "index_list", ())
 
 
-def _of_frames(entry: dict[str, Any], frames: tuple[int, ...], total: int) -> dict[str, Any]:
-    """A prompt as a window of a batch sees it: what has a row or a mask for each of its `total` latents is cut to those of the
-    window, as the host does with the prompts that it runs."""
+def _seen(entry: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A prompt as this call sees it: in a window of a batch, what has a row or a mask for each of its latents is cut to those of
+    the window, as the host does with the prompts that it runs."""
+    frames = frames_of(options)
+    if not frames:
+        return entry
+    total = getattr(options["context_window"], "total_frames", 0)
+
     def cut(t: Tensor) -> Tensor:
         return t[list(frames)] if t.shape[0] == total else t
     conds = {name: one._copy_with(cut(one.cond)) if name != KEY and isinstance(getattr(one, "cond", None), Tensor) else one
@@ -171,12 +177,14 @@ def _of_frames(entry: dict[str, Any], frames: tuple[int, ...], total: int) -> di
 
 def _renew(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], run: Run, state: State,
            guides: list[Guide]) -> None:
-    """New masks for all words that are due at this step, in one pass; the others keep theirs, but share with those that act."""
+    """New masks for all words that are due at this step, in one pass; the others keep theirs, but share with those that act.
+
+    guides: those that act now."""
     options = model_options["transformer_options"]
     sigma, schedule = float(timestep.max()), options.get("sample_sigmas")
     step, at_level = step_of(sigma, schedule)
-    level, frames = Level(model), frames_of(options)
-    active = {g.guidance.name: g.guidance for g in guides if g.timing.factor(sigma, schedule, level)}
+    frames = frames_of(options)
+    active = {guide.guidance.name: guide.guidance for guide in guides}
     due = {name: one for name, one in active.items() if step < one.refresh or name not in state.alone}
     state.x, state.sigma = x.clone(), sigma
     if not due and state.active == active.keys():
@@ -206,8 +214,7 @@ def _pass(executor: Any, model: Any, x: Tensor, timestep: Tensor, model_options:
     targets: list[Target] = []
     entries: list[dict[str, Any]] = []
     options = model_options["transformer_options"]
-    frames, total = frames_of(options), getattr(options.get("context_window"), "total_frames", 0)
-    for entry in run.entries if not frames or total < 2 else [_of_frames(one, frames, total) for one in run.entries]:
+    for entry in (_seen(one, options) for one in run.entries):
         stamp = stamp_of(entry)
         words = () if stamp is None else tuple(Sought(name, columns, asked[name].strategy, asked[name].layers)
                                                for name, columns in stamp.guides if name in asked)

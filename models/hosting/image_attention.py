@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .injector import Timing
 from .realcustom import Projected
-from .row_masks import check_batch, frame_of, row_masks
+from .row_masks import check_batch, latents_of, row_masks
 from .slots import Slot, laid_round, text_attention
 from .stamps import KEY, RowStamps, check_rows
 
@@ -79,7 +79,7 @@ class ImageInjection:
         if pair.k.shape[0] == 1 and not torch.is_grad_enabled():  # under a gradient (null-text) inference tensors must be copied
             k, v = (t.to(q).expand(len(rows), -1, -1) for t in (pair.k, pair.v))
         else:
-            picked = [frame_of(row, batch, extra_options) % pair.k.shape[0] for row in rows]
+            picked = [latent % pair.k.shape[0] for latent in latents_of(rows, batch, extra_options)]
             k, v = (t.to(q)[picked] for t in (pair.k, pair.v))
         added = text_attention(None, q[index], k, v, extra_options)  # the host's own, with an artist's override of it
         share = row_masks(self.plan.mask, self.plan.guidance, stamps, rows, batch, q, extra_options)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .row_masks import check_batch, frame_of, row_masks
+from .row_masks import check_batch, latents_of, row_masks
 from .stamps import KEY, Level, RowStamps, check_rows
 
 
@@ -98,16 +98,15 @@ class LocalInjection:
         batch = x.shape[0] // max(1, len(extra_options.get("cond_or_uncond", [0])))
         pair = self.plan.store.model.get(key)
         check_batch(self.plan.mask, pair.k.shape[0] if self.plan.pairing == "per latent" else 0, batch, extra_options)
-        own = [frame_of(row, batch, extra_options) % pair.k.shape[0] for row in rows]
-        k, v = (self._references(t.to(x), own) for t in (pair.k, pair.v))
+        k, v = (self._references(t.to(x), rows, batch, extra_options) for t in (pair.k, pair.v))
         added = self.plan.patcher.model.local(key, x[index], k, v)
         mask = row_masks(self.plan.mask, self.plan.guidance, stamps, rows, batch, x, extra_options)
         if mask is not None:
             added = added * mask
         return x.index_add(0, index, (added * weight).to(x.dtype))
 
-    def _references(self, tokens: Tensor, own: list[int]) -> Tensor:
+    def _references(self, tokens: Tensor, rows: list[int], batch: int, extra_options: dict[str, Any]) -> Tensor:
         """(references, l, c) -> (rows, l', c): all references in one row of tokens, or each row's own."""
         if self.plan.pairing == "per latent":
-            return tokens[own]
-        return tokens.flatten(0, 1)[None].expand(len(own), -1, -1)
+            return tokens[[latent % tokens.shape[0] for latent in latents_of(rows, batch, extra_options)]]
+        return tokens.flatten(0, 1)[None].expand(len(rows), -1, -1)

@@ -19,7 +19,7 @@ from ..realcustom.preprocess import Views, beside, quarters_beside, views
 from ..vision.preprocess import normalise
 from .encoders import Encoders, label
 from .memory import ready, stop_if_asked
-from .stores import Pair, projected
+from .stores import Pair, of_adapter
 
 CHUNK = 2  # reference pictures at a time; each is five pictures to an encoder
 # What an adapter makes of the black picture hangs on the adapter's own patcher and goes with it: {encoders or tokens: ...}.
@@ -133,11 +133,6 @@ def extract(adapter: Any, encoders: Encoders, pictures: Tensor, combine: str, so
                    adapter.sha256, adapter)
 
 
-def _store(adapter: Any, tokens: Tensor, layers: list[str]) -> Any:
-    memory = tokens.shape[0] * tokens.shape[1] * adapter.config.width * 16
-    return projected(adapter.patcher, tokens, {key: key for key in layers}, memory)
-
-
 def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any:
     """Patcher with the subject's keys and values, made once for all steps and injectors. One row unless each belongs to its own
     latent.
@@ -152,7 +147,7 @@ def subject_store(subject: Subject, layers: list[str], keep: bool = True) -> Any
     name = hash(local.numpy().tobytes()), local.shape, tuple(layers)
     store = known.get(name)
     if store is None:
-        known[name] = store = _store(subject.adapter, local, layers)
+        known[name] = store = of_adapter(subject.adapter, local, layers)
     return store
 
 
@@ -164,5 +159,5 @@ def black_store(subject: Subject, keep: bool = True) -> Any:
     name = hash(tokens.numpy().tobytes())
     if name not in known:
         known.clear()  # 243 MB at SDXL's size: never two of them
-        known[name] = _store(subject.adapter, tokens, [key for key, _ in subject.adapter.config.layers])
+        known[name] = of_adapter(subject.adapter, tokens, [key for key, _ in subject.adapter.config.layers])
     return known[name]

@@ -44,7 +44,7 @@ def _shares(mask: Tensor | None, guidance: str | None, stamps: RowStamps, rows: 
                                 "a MASK in place of the guidance.")
         masks.append((live.reshape(-1, *live.shape[-2:]), [row % batch for row in rows], live_area_of))
     if mask is not None:
-        masks.append((mask, [frame_of(row, batch, extra_options) for row in rows], area_of))
+        masks.append((mask, latents_of(rows, batch, extra_options), area_of))
     out = []
     for place, row in enumerate(rows):
         shares = [bring(one[own[place] % one.shape[0]].to(x.device, torch.float32), stamps.areas[row], stamps.latent, size)
@@ -90,10 +90,11 @@ def frames_of(extra_options: dict[str, Any]) -> tuple[int, ...] | None:
     return (*((anchor,) if anchor is not None and anchor >= 0 else ()), *getattr(window, "index_list", ()))
 
 
-def frame_of(row: int, batch: int, extra_options: dict[str, Any]) -> int:
-    """Which latent of the whole batch a row of a call with `batch` latents belongs to."""
+def latents_of(rows: list[int], batch: int, extra_options: dict[str, Any]) -> list[int]:
+    """Which latent of the whole batch each of these rows of a call with `batch` latents belongs to."""
     frames = frames_of(extra_options)
-    return frames[row % batch] if frames and len(frames) == batch else row % batch
+    places = frames if frames and len(frames) == batch else range(batch)
+    return [places[row % batch] for row in rows]
 
 
 def layer_size(x: Tensor, stamps: RowStamps, extra_options: dict[str, Any]) -> tuple[int, int]:

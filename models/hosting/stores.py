@@ -43,6 +43,12 @@ def projected(patcher: Any, tokens: Tensor, layers: dict[str, str], memory: int)
                            for key, name in layers.items()}))
 
 
+def of_adapter(adapter: Any, tokens: Tensor, layers: list[str]) -> Any:
+    """The same of an adapter that calls its layers as the base does."""
+    memory = tokens.shape[0] * tokens.shape[1] * adapter.config.width * 16
+    return projected(adapter.patcher, tokens, {key: key for key in layers}, memory)
+
+
 def _patcher(store: Store, disable_dynamic: bool = False) -> Any:
     patcher = patcher_of(store, disable_dynamic)
     patcher.cached_patcher_init = (copy_store, (store,))

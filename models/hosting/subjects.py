@@ -127,7 +127,7 @@ def blend(a: Subject, b: Subject, weight: float, mode: str) -> tuple[Subject, st
     same = a.encoder_hash == b.encoder_hash
     subject = a._replace(tokens=tokens, pairing=pairing, source_hash=hashlib.sha256(label.encode()).hexdigest(),
                          encoder_hash=a.encoder_hash if same else f"{a.encoder_hash}|{b.encoder_hash}",
-                         maker=a.maker if any(a.maker) else b.maker)
+                         maker=a.maker or b.maker)
     lines = [f"{mode}: {100 * (1 - weight):.0f} % subject_a, {100 * weight:.0f} % subject_b",
              f"tokens: {_count(subject)}"]
     if mode == "concat":
@@ -170,7 +170,7 @@ def save_subject(subject: Subject, path: str | Path) -> None:
     if not subject.pictures:
         raise LikenessError("This subject is empty because no reference held one, so there is nothing to save; "
                             "mend the mask, or connect found to a switch.")
-    name, digest = subject.maker if any(subject.maker) else (getattr(subject.adapter, "name", ""), subject.adapter_hash)
+    name, digest = subject.maker or (getattr(subject.adapter, "name", ""), subject.adapter_hash)
     metadata = {"format": FORMAT, "format_version": str(subject.version), "method": subject.method,
                 "base": subject.base, "width": str(subject.width), "pairing": subject.pairing,
                 "source_hash": subject.source_hash, "encoder_hash": subject.encoder_hash,
@@ -198,11 +198,11 @@ def load_subject(path: str | Path, adapter: Adapter, encoders: Encoders | None =
     tokens, _ = files.load(path)
     if not _sound(tokens, adapter) or metadata.get("pairing") not in PAIRINGS:
         raise LikenessError(f"The subject {name} is damaged, its tokens are not those of {made}; save it again.")
-    made_by = metadata.get("adapter", ""), metadata.get("adapter_hash", "")
+    maker = metadata.get("adapter", ""), metadata.get("adapter_hash", "")
     subject = Subject(adapter.method, tuple((key, tokens[key].float()) for key in TOKENS[adapter.method]),
                       metadata["pairing"], config.base, config.width, metadata.get("source_hash", ""),
                       metadata.get("encoder_hash", ""), adapter.sha256, adapter,
-                      maker=made_by if made_by[1] != adapter.sha256 else ("", ""))
+                      maker=None if maker[1] == adapter.sha256 else maker)
     return subject, "\n".join([f"subject {name}: {made}", f"tokens: {_count(subject)}", *notes])
 
 

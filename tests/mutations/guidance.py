@@ -43,8 +43,8 @@ MUTATIONS = [
              "if True:",
              live("refresh_counts_steps_not_evaluations")),
     # -- guiders
-    Mutation("a call without the word gets no mask", HOSTING + "guidance.py", "acting = [guide for guide in guides if ids &",
-             "acting = [guide for guide in guides if any(stamp.guides for stamp in stamps) and ids &",
+    Mutation("a call without the word gets no mask", HOSTING + "guidance.py", "acting = [guide for guide in timely if ids &",
+             "acting = [guide for guide in timely if any(stamp.guides for stamp in stamps) and ids &",
              masks("a_call_of_the_negative_alone_takes_the_masks_of_its_step")),
     Mutation("an area's mask is laid over the whole picture", HOSTING + "masks_of_run.py",
              "if all(one.area is None for one in made):", "if len(made) == 1:",
