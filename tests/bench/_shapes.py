@@ -55,7 +55,7 @@ def reference_tokens(pictures: int, config: Any) -> tuple[Any, list[Any]]:
     return features, encoders
 
 
-def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int = 2) -> tuple[float, float, float]:
+def step_seconds(family: str, threads: int, encoders: bool = False) -> tuple[float, float, float]:
     """Seconds of a plain and of an injected step (two rows, the positive one with two references), peak RAM in GiB.
 
     encoders: the references come from two vision encoders of their real size, not from random tokens.
@@ -104,7 +104,7 @@ def step_seconds(family: str, threads: int, encoders: bool = False, repeats: int
 
         run(options, 16)  # the first run pays for much that is done once; for memory of the real size the first of the two does
         plain, injected = [], []
-        for _ in range(repeats):
+        for _ in range(2):
             injected.append(run(options))
             plain.append(run({}))
         del kept
